@@ -15,6 +15,7 @@ SOURCES := setup.py pyproject.toml $(shell find tokenpool runtime dashboard side
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  $(BIN)/tokenpool --help lists the commands for operators of a pool: check, top, usage, simulate and more"
 
 demo: .venv/.installed ## run a real engine, a sidecar and three tenants under load; SIDECARS=3 DEMO_SECONDS=30
 	@$(BIN)/python -m demo

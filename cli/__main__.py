@@ -11,12 +11,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cli import check, command, completion, explain, simulate, top, usage
+from cli import check, command, completion, explain, export, keys, simulate, top, usage
 from runtime.build import add_version
 from runtime.options import SettingsError
 from tokenpool.poolfile.problems import PoolFileError
 
-COMMANDS = (check, explain, top, usage, simulate, completion)
+COMMANDS = (check, explain, top, keys, usage, export, simulate, completion)
 """The modules of all commands, in the order of ``--help``. They import what only they need when they run."""
 
 

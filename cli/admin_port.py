@@ -18,6 +18,20 @@ from cli.command import CommandFailed
 from runtime import options
 from runtime.options import Origin, option
 
+
+class Refused(CommandFailed):
+    """The process answers with a status that is not 2xx."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.status in (408, 425, 429) or self.status >= 500
+
+
 DEFAULT = Origin("127.0.0.1", 9091)
 """The default of a coordinator's ``--listen``."""
 TIMEOUT_S = 10.0
@@ -55,20 +69,24 @@ def answer(
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
+    is_ours: bool = True,
 ) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a request. Raises ``CommandFailed`` if there is none, or if its status is not 2xx."""
+    """The answer to a request.
+
+    Raises ``CommandFailed`` if there is none, and ``Refused`` if its status is not 2xx. ``is_ours``: it must
+    be a coordinator or a sidecar, so the message explains what else it may be.
+    """
     connection = _connection(where, timeout_s)
     try:
         try:
             connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
-            raise CommandFailed(
-                f"{where.url} does not answer: {error or type(error).__name__}; give --url the admin port of"
-                " a running coordinator or sidecar"
-            ) from error
+            advice = "; give --url the admin port of a running coordinator or sidecar" if is_ours else ""
+            said = f"{where.url} does not answer: {error or type(error).__name__}"
+            raise CommandFailed(said + advice) from error
         if not 200 <= response.status < 300:
-            raise CommandFailed(_refusal(where, path, response))
+            raise Refused(_refusal(where, path, response, is_ours=is_ours), response.status)
         yield response
     finally:
         connection.close()
@@ -83,6 +101,14 @@ def get_json(where: Origin, path: str) -> Any:
             raise CommandFailed(f"{where.url}{path} is not JSON; {_NOT_OURS}") from error
 
 
+def whole(where: Origin, response: http.client.HTTPResponse) -> bytes:
+    """The content of an answer. Raises ``CommandFailed`` if it ends early."""
+    try:
+        return response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise CommandFailed(f"{where.url} ended its answer early; run the command again") from error
+
+
 _NOT_OURS = "it is not the admin port of a coordinator or sidecar"
 
 
@@ -94,9 +120,9 @@ def _connection(where: Origin, timeout_s: float) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(where.host, where.port, timeout=timeout_s)
 
 
-def _refusal(where: Origin, path: str, response: http.client.HTTPResponse) -> str:
+def _refusal(where: Origin, path: str, response: http.client.HTTPResponse, *, is_ours: bool) -> str:
     """The words of an answer that is not 2xx: the error that it states, or what its status shows."""
-    said = f"{where.url}{path} answers {response.status}"
+    said = f"{where.url}{path.partition('?')[0]} answers {response.status}"
     text = response.read(MOST_ERROR_BYTES).decode("utf-8", "replace").strip()
     try:
         found = json.loads(text)
@@ -105,6 +131,6 @@ def _refusal(where: Origin, path: str, response: http.client.HTTPResponse) -> st
         error = None
     if isinstance(error, str):
         return f"{said}: {error}"
-    if response.status in (401, 404, 405):
+    if is_ours and response.status in (401, 404, 405):
         return f"{said}; {_NOT_OURS}"
     return f"{said}: {text[:200]}" if text else said

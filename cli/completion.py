@@ -44,8 +44,15 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     """All arguments of a parser and of its commands."""
-    for each in parser._actions:  # noqa: SLF001 - argparse has no public list of arguments
-        yield each
+    for each in commands(parser).values():
+        yield from each._actions  # noqa: SLF001 - argparse has no public list of arguments
+
+
+def commands(parser: argparse.ArgumentParser, prefix: str = "") -> dict[str, argparse.ArgumentParser]:
+    """The parsers by the words of their commands. That of the program itself has no words."""
+    found = {prefix.strip(): parser}
+    for each in parser._actions:  # noqa: SLF001
         if isinstance(each, argparse._SubParsersAction):  # noqa: SLF001
-            for one in each.choices.values():
-                yield from actions(one)
+            for name, one in each.choices.items():
+                found.update(commands(one, f"{prefix}{name} "))
+    return found

@@ -8,14 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cli import command, pool_file, recorded
+from cli import admin_port, command, pool_file, recorded
 from cli.command import CommandFailed
+from coordinator.usage.periods import PERIODS
 from loadgen.engine.model import read_like
 from loadgen.statistics import percentile
 from simulation.setup import Recorded
 from simulation.what_if import Prediction, Question, engine_for, predict
 from tokenpool.entitlements import Pool, PoolFile
 from tokenpool.outcomes import Reason
+
+_PERIOD = "yesterday"
 
 
 def add_parser(commands: command.Commands) -> None:
@@ -24,12 +27,18 @@ def add_parser(commands: command.Commands) -> None:
         commands, "simulate", run, "replay recorded usage against a pool file, and say who would be shed"
     )
     pool_file.add_argument(parser)
+    admin_port.add_arguments(parser)
+    parser.add_argument("--period", choices=list(PERIODS), help=f"the recorded requests [{_PERIOD}]")
+    parser.add_argument(
+        "--since", metavar="DATE", help="start, instead of a period: a date or an ISO 8601 time"
+    )
+    parser.add_argument("--until", metavar="DATE", help="end, not included [now]")
+    parser.add_argument("--timezone", metavar="ZONE", default="UTC", help="time zone of the dates [UTC]")
     parser.add_argument(
         "--records",
         action="append",
-        required=True,
         metavar="[ENTITLEMENT=]FILE",
-        help="recorded requests as CSV or CSV.gz, such as an export of the usage store; repeat for several",
+        help="requests from CSV or CSV.gz instead, as 'tokenpool export' writes them; may be repeated",
     )
     parser.add_argument(
         "--baseline", type=Path, metavar="FILE", help="the pool file in force, to compare with"
@@ -76,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Simulate, and print the predictions; returns the exit status."""
     file = pool_file.read(arguments.file).file
     pool = _pool(file, arguments.pool)
-    records = recorded.read(arguments.records, pool.name)
+    records = _records(arguments, pool.name)
     records = [replace(each, at_s=each.at_s / arguments.rate) for each in records]
     made = _predict(file, pool, records, arguments)
     before = None
@@ -88,6 +97,19 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(report(made, before, records)))
     return command.OK
+
+
+def _records(arguments: argparse.Namespace, pool: str) -> list[Recorded]:
+    """The requests of the files, or of the period from a coordinator."""
+    given = [(name, getattr(arguments, name)) for name in ("period", "since", "until")]
+    query = [(name, value) for name, value in given if value is not None]
+    if arguments.records is None:
+        query = query or [("period", _PERIOD)]
+        where = admin_port.origin(arguments)
+        return recorded.from_coordinator(where, [*query, ("timezone", arguments.timezone)], pool)
+    if query:
+        raise CommandFailed("simulate: --records names files; give no period with it")
+    return recorded.read(arguments.records, pool)
 
 
 def _pool(file: PoolFile, name: str | None) -> Pool:

@@ -5,6 +5,7 @@ All of them only read. The API for issued credentials is added where it is confi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,14 @@ from coordinator.entitlement_view import EntitlementView
 from coordinator.leader import PoolLeader
 from coordinator.live_page import PoolsView
 from coordinator.telemetry import Telemetry
+from coordinator.usage.pages import UsagePages
+from coordinator.usage.store import UsageStore
 from dashboard.server import LivePage
 from dashboard.snapshot import EVERYTHING, Snapshot, Wanted
 from runtime import pages
 from runtime.admin import AdminPages, Readiness
 from tokenpool.amounts import NOTHING
+from tokenpool.entitlements import Prices
 
 if TYPE_CHECKING:
     from coordinator.credentials.api import CredentialApi
@@ -36,10 +40,12 @@ class Admin:
         missing: Callable[[], Sequence[str]] = list,
         degraded: Callable[[], Sequence[str]] = list,
         credentials: CredentialApi | None = None,
+        usage_store: Callable[[], UsageStore | None] = lambda: None,
     ) -> None:
         """``missing`` returns what the coordinator waits for before it can lead.
 
-        ``degraded`` returns the faults that do not stop it.
+        ``degraded`` returns the faults that do not stop it. ``usage_store`` returns the usage store if a pool
+        has usage records.
         """
         self._missing = missing
         self._degraded = degraded
@@ -50,6 +56,7 @@ class Admin:
         self._view = PoolsView(leaders, clock)
         self._credentials = credentials
         self._live = LivePage(self.snapshot, clock)
+        self._usage = UsagePages(usage_store, self._prices, time.time)
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -59,7 +66,11 @@ class Admin:
         self._live.add_to(application)
         if self._credentials is not None:
             self._credentials.add_to(application)
+        self._usage.add_to(application)
         return application
+
+    def _prices(self) -> dict[str, Prices | None]:
+        return {name: leader.pool.prices for name, leader in self._leaders().items()}
 
     def readiness(self) -> Readiness:
         """Whether this coordinator reaches the lease store of all its pools, as a leader or not."""

@@ -20,6 +20,7 @@ from prometheus_client.core import Metric
 from coordinator.admin import Admin
 from coordinator.leader import PoolLeader
 from coordinator.pool_file import EncodedPoolFile, PoolFileInvalid, read, read_apart
+from coordinator.quotas import QuotaKeepers
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
 from runtime import collecting
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from coordinator.credentials.keeper import Keeper
     from coordinator.resources.controller import Controller
     from coordinator.usage.service import UsageService
+    from coordinator.usage.store import UsageStore
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ class Coordinator:
         elif made is not None:
             self._lead(made)
         self.telemetry = Telemetry(lambda: self.leaders, settings.metrics_entitlements)
+        self.quotas = QuotaKeepers(self._usage_store)
+        self.telemetry.sources.append(self.quotas.metrics)
         if self.resources is not None:
             self.telemetry.sources.append(self.resources.metrics)
         self.credentials = Credentials()
@@ -83,7 +87,15 @@ class Coordinator:
         self.keeper: Keeper | None = None
         """Issued credentials; ``None`` without a database for them."""
         api = self._credential_api()
-        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing, self._degraded, api)
+        admin = Admin(
+            lambda: self.leaders,
+            self.telemetry,
+            self._clock,
+            self._missing,
+            self._degraded,
+            api,
+            lambda: self.usage.store if self.usage is not None else None,
+        )
         self._server = PageServer(admin.application())
         self.watch = FileWatch(() if settings.config is None else (settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []
@@ -113,20 +125,24 @@ class Coordinator:
 
     def _credential_api(self) -> CredentialApi | None:
         """The API for issued credentials. Only here is its code imported."""
-        path, tokens = self.settings.credentials_database, self.settings.administrator_tokens
-        if path is None or tokens is None:
+        settings, tokens = self.settings, self.settings.administrator_tokens
+        if tokens is None:
             return None
         from coordinator.credentials.administrators import Administrators, TokensInvalid  # noqa: PLC0415
         from coordinator.credentials.api import CredentialApi  # noqa: PLC0415
-        from coordinator.credentials.database import DatabaseFailed, SqliteCredentials  # noqa: PLC0415
+        from coordinator.credentials.database import SqlCredentials  # noqa: PLC0415
         from coordinator.credentials.keeper import Keeper  # noqa: PLC0415
+        from coordinator.usage.database import DatabaseInvalid  # noqa: PLC0415
+        from coordinator.usage.opened import open_usage_store  # noqa: PLC0415
 
         try:
-            administrators, database = Administrators(tokens), SqliteCredentials(path)
+            administrators = Administrators(tokens)
+            store = open_usage_store(settings.usage_store, settings.usage_store_file)
         except (TokensInvalid, OSError) as error:
             raise SettingsError(f"--administrator-tokens: {error}") from error
-        except DatabaseFailed as error:
-            raise SettingsError(f"--credentials-database: {error}") from error
+        except DatabaseInvalid as error:
+            raise SettingsError(f"--usage-store-file: {error}") from error
+        database = SqlCredentials(store.database)
         self.credentials.files.append(FollowedFiles("administrators", (tokens,), administrators.follow))
         self.keeper = Keeper(lambda: self.leaders, database, self._clock, time.time)
         api = CredentialApi(self.keeper, administrators, self._clock)
@@ -203,6 +219,10 @@ class Coordinator:
             raise SettingsError(f"--usage-store-file: {error}") from error
         return UsageService(store, self._candidate, settings.usage_keep_days)
 
+    def _usage_store(self, pool: str) -> UsageStore | None:
+        """The usage store, if the pool has usage records."""
+        return self.usage.store if self.usage is not None and pool in self.usage.consumers else None
+
     def _usage_metrics(self) -> Iterable[Metric]:
         return self.usage.metrics() if self.usage is not None else ()
 
@@ -243,6 +263,7 @@ class Coordinator:
             self.watch.run(),
             self.credentials.run(),
             self.telemetry.loop_delay.run(),
+            self.quotas.run(self.leaders),
         )
         self._tasks = [loop.create_task(each) for each in work]
         if self.resources is not None:

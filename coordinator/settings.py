@@ -96,13 +96,9 @@ class Settings:
         default=None,
         read=_namespaces,
     )
-    credentials_database: Path | None = option(
-        "SQLite file with the credentials that the API on the admin port issues; needs"
-        " --administrator-tokens",
-        default=None,
-    )
     administrator_tokens: Path | None = option(
-        "file with the tokens of that API, one line NAME TOKEN each; read again when it changes",
+        "file with administrators' tokens, one line NAME TOKEN each: turns on the API for credentials on the"
+        " admin port, which keeps them in the usage store's database; read again when it changes",
         default=None,
     )
     name: str | None = option(
@@ -158,8 +154,6 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
         raise SettingsError(f"--config must be given, e.g. {EXAMPLE}; or give --entitlements-from kubernetes")
     if made.entitlements_namespaces is not None and made.entitlements_from is None:
         raise SettingsError("--entitlements-namespaces: give --entitlements-from kubernetes, too")
-    if (made.credentials_database is None) != (made.administrator_tokens is None):
-        raise SettingsError("--credentials-database and --administrator-tokens go together; give both")
     if made.leadership_timeout < 3 * made.tick:
         raise SettingsError(
             f"--leadership-timeout: {made.leadership_timeout:g} s is less than three ticks of {made.tick:g}"

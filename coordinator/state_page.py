@@ -78,7 +78,8 @@ def _entitlements(leader: PoolLeader, made: Tick, wanted: Filter) -> Iterator[st
     for number, entitlement in enumerate(leader.entitlements, 1):
         shown = view(entitlement, made)
         if wanted(entitlement.name, shown):
-            row = msgspec.json.encode(_row(shown)).decode()
+            is_enforced = leader.pool.enforce and entitlement.enforce
+            row = msgspec.json.encode({**_row(shown), "enforce": is_enforced}).decode()
             rows.append(f'{before}"{entitlement.name}":{row}')
             before = ","
         if number % PER_PIECE == 0:

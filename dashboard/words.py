@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dashboard.snapshot import Replicas, Vector
 
 TOKENS_PER_SECOND, KV_TOKENS, CONCURRENCY = range(3)
@@ -58,9 +60,18 @@ def why(
     return _OTHERS.get(reason, reason.replace("_", " "))
 
 
+def not_enforced(decisions: Mapping[str, int]) -> str:
+    """The decisions of an entitlement in shadow mode, as a sentence. Without numbers: only the mode."""
+    if not decisions:
+        return "decisions are shown, not enforced"
+    said = ", ".join(f"{count:,} {decision}" for decision, count in sorted(decisions.items()))
+    return f"decisions are shown, not enforced: {said}"
+
+
 _OTHERS = {
     "preempted": "preempted: a guaranteed request needed the room, and spot requests end first",
     "draining": "the replica is shutting down",
+    "jwt_unverified": "JWTs could not be verified: their issuer's keys are unknown, or too many are invalid",
     "too_many_connections": "too many connections are open at the sidecar",
     "sidecar_full": "requests and unread responses have used the entitlement's share of the sidecar's memory",
 }

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 from aiohttp import web
 from prometheus_client import Metric
 
+import cli.__main__
+import cli.completion
 import coordinator.settings
 import injector.settings
 import sidecar.settings
@@ -47,6 +49,7 @@ from sidecar.dialects.openai import OPENAI
 from sidecar.dialects.reported_usage import NoUsage
 from sidecar.dialects.responses import RESPONSES
 from sidecar.dialects.routes import ROUTES, Route, find
+from sidecar.jwt.service import metrics_of as jwt_metrics
 from sidecar.proxy import bounds
 from sidecar.proxy.tls import TlsServer
 from sidecar.telemetry import TPOT, TTFT
@@ -145,6 +148,43 @@ def options_page() -> str:
     return page("Options", source, *parts)
 
 
+# --- commands ---
+
+
+def commands_page() -> str:
+    """Every command of ``tokenpool``, from its parser."""
+    parts = [
+        "`tokenpool COMMAND --help` prints the same. Every command has `--json`. Results go to standard"
+        " output, everything else to standard error. The exit status is 0 if all is well, 1 if the answer is"
+        " negative, such as problems in a pool file, and 2 if the command could not run."
+        " [Tasks](../tasks/README.md) has the commands at work."
+    ]
+    for name, parser in sorted(cli.completion.commands(cli.__main__.make_parser()).items()):
+        if parser.get_default("run") is None:
+            continue
+        rows = [
+            (f"`{_spelled(each)}`", sentence(_expanded(each)))
+            for each in parser._actions  # noqa: SLF001 - argparse has no public list of arguments
+            if each.dest != "help"
+        ]
+        parts += [f"## tokenpool {name}", parser.description or "", table(("argument", "meaning"), rows)]
+    return page("Commands", "`cli/`", *parts)
+
+
+def _spelled(action: argparse.Action) -> str:
+    """An argument as the usage of a command spells it."""
+    value = str(action.metavar or "|".join(map(str, action.choices or ())))
+    if not action.option_strings:
+        value = value or action.dest.upper()
+        return f"[{value}]" if action.nargs == "?" else value
+    spelled = action.option_strings[-1]
+    return f"{spelled} {value}" if value and action.nargs != 0 else spelled
+
+
+def _expanded(action: argparse.Action) -> str:
+    return (action.help or f"one of {', '.join(map(str, action.choices or ()))}").replace("%%", "%")
+
+
 # --- the pool file ---
 
 
@@ -188,7 +228,7 @@ def _of_metrics(metrics: Iterable[Metric]) -> Iterator[Exposed]:
 
 
 @contextlib.contextmanager
-def _pool() -> Iterator[Path]:
+def pool_with_all_metrics() -> Iterator[Path]:
     """The pool file of the trial, with every feature that has metrics."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pool.yaml"
@@ -200,7 +240,7 @@ def _pool() -> Iterator[Path]:
 
 def _sidecar() -> Sidecar:
     origin = sidecar.settings.Origin("127.0.0.1", 1)
-    with _pool() as pool:
+    with pool_with_all_metrics() as pool:
         return Sidecar(
             sidecar.settings.Settings(
                 config=pool, upstream=origin, store=STORE, otlp_endpoint="http://127.0.0.1:1"
@@ -209,7 +249,7 @@ def _sidecar() -> Sidecar:
 
 
 def _coordinator() -> Coordinator:
-    with _pool() as pool:
+    with pool_with_all_metrics() as pool:
         return Coordinator(coordinator.settings.Settings(config=pool, store=STORE))
 
 
@@ -221,6 +261,7 @@ def sidecar_metrics() -> list[Exposed]:
     found = [*_of_families((*sidecar_telemetry.FAMILIES, *bounds.FAMILIES))]
     for source in made.admin.sources:
         found += _of_metrics(source.metrics())
+    found += _of_metrics(jwt_metrics(None, []))
     found += _of_metrics(TlsServer(made.manager, certificate, made.settings).metrics())
     return [*found, *_of_metrics(BuildInfo().collect())]
 
@@ -423,6 +464,7 @@ def annotations_page() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "options.md": options_page,
+    "commands.md": commands_page,
     "pool-file.md": pool_file_page,
     "metrics.md": metrics_page,
     "routes.md": routes_page,

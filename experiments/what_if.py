@@ -248,9 +248,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=Sizes.seconds, help="duration of a run, s")
     parser.add_argument("--from", type=float, default=0.0, dest="from_s", help="start within the trace, s")
     parser.add_argument("--rate", type=float, default=Sizes.rate, help="factor on the trace's rates")
+    parser.add_argument("--lengths", type=float, default=Sizes.lengths, help="factor on the trace's lengths")
     parser.add_argument("--out", type=Path, default=OUT, help="the folder of the results")
     arguments = parser.parse_args(argv)
-    sizes = Sizes(from_s=arguments.from_s, seconds=arguments.seconds, rate=arguments.rate)
+    sizes = Sizes(
+        from_s=arguments.from_s,
+        seconds=arguments.seconds,
+        rate=arguments.rate,
+        lengths=arguments.lengths,
+    )
     results = []
     for seed in range(1, arguments.seeds + 1):
         results.append((seed, run(arguments.traces, sizes, seed, arguments.out / str(seed))))

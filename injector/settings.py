@@ -216,6 +216,12 @@ class Template:
         default=None,
         read=_maybe(_object_name),
     )
+    usage_spool: str | None = option(
+        "size of a volume of the pod for usage records that the usage store does not have yet, such as 128Mi;"
+        " empty: none, for pools without usage_records",
+        default=None,
+        read=_maybe(_quantity),
+    )
     upstream_key_secret: str | None = option(
         "Secret with the engine's own API key, under api-key, or NAME/KEY; empty: none",
         default=None,

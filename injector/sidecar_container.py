@@ -17,6 +17,7 @@ PEER_PORT_NAME = "tokenpool-peer"
 PROXY_PORT_NAME = "tokenpool"
 _ROOT = "/etc/tokenpool"
 _POOL_VOLUME, _STORE_VOLUME = "tokenpool-pool", "tokenpool-store"
+_SPOOL_VOLUME, _SPOOL = "tokenpool-spool", "/var/spool/tokenpool"
 _KEYS_VOLUME, _KEY_VOLUME = "tokenpool-keys", "tokenpool-upstream-key"
 STOP_S = 15
 """Time for the engine's end after the sidecar has drained."""
@@ -81,6 +82,7 @@ def sidecar(template: Template, ports: Settled, around: Surroundings) -> Json:
         },
         "volumeMounts": [
             *({"name": name, "mountPath": path, "readOnly": True} for name, path, _ in _mounts(template)),
+            *({"name": _SPOOL_VOLUME, "mountPath": _SPOOL} for _ in _spool(template)),
             *(around.certificate.mounts if around.certificate else ()),
         ],
     }
@@ -188,7 +190,15 @@ def _resources(template: Template) -> Json:
 
 def volumes(template: Template) -> list[Json]:
     """The volumes that the sidecar mounts."""
-    return [{"name": name, **source} for name, _, source in _mounts(template)]
+    mounted = [{"name": name, **source} for name, _, source in _mounts(template)]
+    return [*mounted, *({"name": _SPOOL_VOLUME, **source} for source in _spool(template))]
+
+
+def _spool(template: Template) -> list[Json]:
+    """The volume for usage records. It outlives a restart of the container, but not the pod."""
+    if template.usage_spool is None or template.store_secret is None:
+        return []
+    return [{"emptyDir": {"sizeLimit": template.usage_spool}}]
 
 
 def _mounts(template: Template) -> list[tuple[str, str, dict[str, Any]]]:

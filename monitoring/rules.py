@@ -422,6 +422,29 @@ PARTS = Group(
             " and do not follow demand, lost engines or the pool file.",
             "no-leader",
         ),
+        # One coordinator without the database is enough only if no other one has it.
+        Alert(
+            "TokenpoolUsageStoreDown",
+            Severity.WARNING,
+            f"max by ({_POOL}) (tokenpool_usage_store_up) == 0",
+            "5m",
+            "Usage records of pool {{ $labels.pool }} are not stored",
+            "No coordinator has stored usage records for five minutes. The sidecars keep them, up to"
+            " --usage-spool-bytes. Reports and quotas do not see them yet.",
+            "usage-store-down",
+        ),
+        Alert(
+            "TokenpoolUsageRecordsLost",
+            Severity.WARNING,
+            f'sum by ({_POOL}) (increase(tokenpool_usage_records_total{{result="dropped"}}[10m])) > 0'
+            f" or sum by ({_POOL})"
+            ' (increase(tokenpool_usage_store_records_total{result=~"unreadable|refused"}[10m])) > 0',
+            "0s",
+            "Usage records of pool {{ $labels.pool }} are lost",
+            '{{ printf "%.0f" $value }} usage records were lost in ten minutes. Reports and quotas miss'
+            " them.",
+            "usage-records-lost",
+        ),
         Alert(
             "TokenpoolTickFailing",
             Severity.WARNING,
@@ -621,6 +644,31 @@ RESOURCES = Group(
     ),
 )
 
+_BUDGET = f"{_POOL}, scope, name, per, timezone"
+
+QUOTAS = Group(
+    "tokenpool-quotas",
+    (
+        # Every coordinator reports each window; a follower reads it as often as the leader.
+        Record(
+            "tokenpool:quota_spent:ratio",
+            f"max by ({_BUDGET}) (tokenpool_quota_spent_tokens)"
+            f" / max by ({_BUDGET}) (tokenpool_quota_tokens)",
+        ),
+        Alert(
+            "TokenpoolQuotaNearlySpent",
+            Severity.WARNING,
+            "tokenpool:quota_spent:ratio >= 0.95",
+            "0s",
+            "{{ $labels.scope }} {{ $labels.name }} has spent {{ $value | humanizePercentage }} of its quota",
+            "The {{ $labels.scope }} {{ $labels.name }} of pool {{ $labels.pool }} has spent"
+            " {{ $value | humanizePercentage }} of its quota per {{ $labels.per }} ({{ $labels.timezone }})."
+            " At 100 % its requests are refused until the window ends.",
+            "quota-nearly-spent",
+        ),
+    ),
+)
+
 _INJECTOR = 'up{job=~"(.+/)?tokenpool-injector"}'
 _EXPIRES_S = "tokenpool_certificate_not_after_seconds - time()"
 _EXPIRES = "expires in {{ $value | humanizeDuration }}"
@@ -687,5 +735,5 @@ INJECTOR = Group(
     ),
 )
 
-GROUPS = (RECORDING, PROMISES, PARTS, ABSENCE, RESOURCES, INJECTOR)
+GROUPS = (RECORDING, PROMISES, PARTS, ABSENCE, RESOURCES, QUOTAS, INJECTOR)
 """All groups, in the order of the files."""

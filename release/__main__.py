@@ -69,6 +69,7 @@ class Release:
         self._dependencies: list[str] = [
             *project["dependencies"],
             *project["optional-dependencies"]["kubernetes"],
+            *project["optional-dependencies"]["postgres"],
         ]
         """Those of the image, see docker/Dockerfile."""
         self._revision = _output("git", "describe", "--always", "--dirty", "--abbrev=40") or "unknown"

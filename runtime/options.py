@@ -139,6 +139,8 @@ class Described:
             return ""
         if isinstance(self.default, bool):
             return str(self.default).lower()
+        if isinstance(self.default, Origin):
+            return self.default.url
         return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
     @property

@@ -8,6 +8,7 @@ import logging
 import random
 import resource
 import signal
+import time
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ from sidecar.engine.state import EngineState
 from sidecar.engine.watcher import PAGE_PATIENCE, EngineWatcher
 from sidecar.first_file import FirstFile
 from sidecar.handover.handover import Handover
+from sidecar.jwt.service import JwtService
 from sidecar.lifecycle import Lifecycle
 from sidecar.local_planner import LocalPlanner
 from sidecar.memory_bounds import derive
@@ -40,6 +42,7 @@ from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.tls import TlsServer
 from sidecar.proxy.upstream import Pool as UpstreamPool
+from sidecar.quota_exchange import QuotaExchange
 from sidecar.replication import Replication
 from sidecar.settings import Settings
 from sidecar.shared_limits import SharedLimits
@@ -112,8 +115,17 @@ class Sidecar:
             has_slo_feedback=settings.slo_feedback,
         )
         self._ports = self._shared.ports if self._shared is not None else LoopPorts(telemetry.clock)
-        sync = self._shared.sync if self._shared is not None else None
-        self.driver = Driver(self.control, self._ports, sync)
+        self.driver = Driver(
+            self.control, self._ports, self._shared.sync if self._shared is not None else None
+        )
+        self.quota_exchange = QuotaExchange(
+            settings.tick,
+            settings.lease_lifetime,
+            self.driver,
+            self._ports,
+            store,
+            self._shared.holder if self._shared is not None else "",
+        )
         self.controller = Controller(
             self.driver,
             self.engine,
@@ -125,8 +137,11 @@ class Sidecar:
             ),
             access_log=AccessLog(is_on=settings.log_requests),
             random=random.Random(),
+            quotas=self.quota_exchange.quotas,
         )
         self.usage = UsageRecords(settings, store, self.controller.settlement, telemetry.clock, configuration)
+        self.jwts = JwtService(telemetry.clock, time.time)
+        self._identify(configuration)
         self.local_planner: LocalPlanner | None = None
         self.replication: Replication | None = None
         self.handover: Handover | None = None
@@ -153,9 +168,7 @@ class Sidecar:
             settings.identity_header,
             is_traced=settings.otlp_endpoint is not None,
         )
-        engine_files = followed(address, settings, lambda: framer.use_key(address.key))
-        self.credentials.files.append(engine_files)
-        places = self.handover.links if self.handover is not None else None
+        self.credentials.files.append(followed(address, settings, lambda: framer.use_key(address.key)))
         self.manager = ConnectionManager(
             settings,
             self.memory_bounds,
@@ -163,7 +176,7 @@ class Sidecar:
             telemetry,
             self._upstream,
             framer,
-            places,
+            self.handover.links if self.handover is not None else None,
             tracer_of(settings, configuration.pool.name, telemetry),
         )
         self.loop_delay = LoopDelay(telemetry.clock)
@@ -197,8 +210,8 @@ class Sidecar:
             for each in (self.replication, self.handover, prices, self.manager.tracer)
             if each is not None
         ]
-        admin.sources += [self.credentials, self.usage]
-        admin.faults.append(self.usage.degraded)
+        admin.sources += [self.quota_exchange, self.credentials, self.usage, self.jwts]
+        admin.faults += [self.usage.degraded, self.jwts.problems]
         return admin
 
     # --- configuration: the one path by which a pool file reaches all parts ---
@@ -226,6 +239,7 @@ class Sidecar:
         if self.local_planner is not None:
             self.local_planner.finish()
         self.controller.configure(configuration)
+        self._identify(configuration)
         self.engine.reconfigure(configuration.pool.replica)
         self.usage.follow(configuration)
         now = self.telemetry.clock()
@@ -236,10 +250,16 @@ class Sidecar:
         self.controller.engine_changed()  # the room and the limits have changed
         collecting.keep()
 
+    def _identify(self, configuration: Configuration) -> None:
+        """Accept the JWTs of the issuers in a pool file, and no others."""
+        self.jwts.configure(configuration.file, configuration.pool.name)
+        self.controller.authenticator.jwts = self.jwts if self.jwts.is_on else None
+
     async def start(self) -> None:
         """Listen for tenants and operators, and start the background loops. Raises ``OSError``."""
         if self.manager.tracer is not None:
             self.manager.tracer.start()
+        await self.jwts.start()
         self._bound = await self._listen()
         self.listens_on = self._bound[0]
         admin_addresses = await self._pages.start(self.settings.admin, option="--admin")
@@ -262,6 +282,7 @@ class Sidecar:
             self._sweep(),
             self.loop_delay.run(),
             self.credentials.run(),
+            self.quota_exchange.run(),
         ):
             self._spawn(work)
         self.usage.start()
@@ -300,6 +321,7 @@ class Sidecar:
         """Make the sidecar read the pool file, the certificate and the credentials again."""
         self.pool_file_watcher.request_reload()
         self.credentials.request_reload()
+        self.jwts.request_reload()
         if self.certificate is not None:
             self.certificate.watch.request_reload()
 
@@ -350,7 +372,9 @@ class Sidecar:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.jwts.stop()
         self.driver.stop()
+        await self.quota_exchange.stop()
         await self.usage.stop()
         if self.replication is not None:
             await self.replication.stop()

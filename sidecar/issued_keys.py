@@ -42,6 +42,8 @@ class IssuedKeys:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._by_digest: dict[bytes, Credential] = {}
+        self._revoked: set[bytes] = set()
+        """The digests of revoked keys. After a loss, a coordinator may first restore an older record."""
         self._generation = self._sequence = 0
         self._announced = ""
         """The state of the feed in the last answer of the lease store."""
@@ -120,9 +122,12 @@ class IssuedKeys:
             )
             return
         if record.revoked_at is not None:
+            self._revoked.add(record.digest)
             if known is not None:
                 known.ends_at = -math.inf  # requests with a cached head see this
                 del self._by_digest[record.digest]
+            return
+        if record.digest in self._revoked:
             return
         ends_at = math.inf if record.expires_at is None else record.expires_at
         if known is not None:

@@ -16,11 +16,13 @@ from sidecar.handover.asking import PeerLinks
 from sidecar.report import Reporter
 from tokenpool.admission.placement import PeerAsk
 from tokenpool.leases.messages import Answer, Message
+from tokenpool.quotas.messages import QuotaAnswer, QuotaMessage
 from tokenpool.store import Store, StoreDown
 
 log = logging.getLogger(__name__)
 
 Result = tuple[Message, Answer | StoreDown]
+QuotaResult = tuple[QuotaMessage, QuotaAnswer | StoreDown]
 
 
 class LoopPorts:
@@ -36,6 +38,8 @@ class LoopPorts:
         """The connections to other sidecars; ``None`` without handover."""
         self.results: asyncio.Queue[Result] = asyncio.Queue()
         """The answers, and the messages that failed, in the order of their arrival."""
+        self.quota_results: asyncio.Queue[QuotaResult] = asyncio.Queue()
+        """The same for messages about quotas."""
         self._calls: set[asyncio.Task[None]] = set()
         """Messages in flight."""
         self._alarm = asyncio.Event()
@@ -131,6 +135,22 @@ class LoopPorts:
         if message.carries_report:
             message = replace(message, report=self._reporter.report(self._clock()))
         return await self._store.exchange(message)
+
+    def send_quotas(self, message: QuotaMessage) -> None:
+        """See ``Ports``."""
+        task = asyncio.get_running_loop().create_task(self._carry_quotas(message))
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def _carry_quotas(self, message: QuotaMessage) -> None:
+        assert self._store is not None
+        try:
+            self.quota_results.put_nowait((message, await self._store.exchange_quotas(message)))
+        except StoreDown as error:
+            self.quota_results.put_nowait((message, error))
+        except BaseException as error:
+            self.quota_results.put_nowait((message, StoreDown(f"the message was not sent: {error!r}")))
+            raise
 
     async def wait_for_results(self) -> None:
         """Wait until each message in flight has its result. If cancelled, it cancels the messages."""

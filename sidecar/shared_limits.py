@@ -53,6 +53,7 @@ class SharedLimits:
         name = settings.name or socket.gethostname()
         # A restarted process is a new lease holder: the leases of its predecessor must expire.
         holder = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.holder = holder
         self.sync = LeaseSync(holder, self.leases)
         self._store = store
         self._reporter = Reporter(engine, self.leases, telemetry, lifecycle)

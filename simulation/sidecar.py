@@ -33,6 +33,7 @@ from tokenpool.leases.wire import SidecarReport, encode_report
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Ask, Cost, EngineShape, Usage
 from tokenpool.pricing.learned_costs import PREFIX_BYTES
+from tokenpool.quotas.messages import QuotaMessage
 
 TIMEOUT_S = 0.5
 """The time after which a sidecar treats a message as lost."""
@@ -447,6 +448,10 @@ class Sidecar:
         self._awaited.add(message.number)
         self._world.carry(self, sent, lambda answer: self.when_awake(lambda: self._answered(message, answer)))
         self.later(TIMEOUT_S, lambda: self._missed(message))
+
+    def send_quotas(self, message: QuotaMessage) -> None:
+        """See ``Ports``. These tenants have no quotas; ``simulation.quotas`` has such a pool."""
+        raise AssertionError("no quota is configured")
 
     def _untrue(self, room: ReplicaRoom) -> ReplicaRoom:
         if self.lie is Lie.BOASTS:

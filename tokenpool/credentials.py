@@ -12,6 +12,10 @@ import msgspec
 
 CREDENTIAL_SCHEMA = 1
 """The version of the record. A reader refuses a later one, because a new field may restrict the key."""
+KEY_PREFIX = "tp_"
+"""The beginning of each issued key, so that scanners for leaked secrets can find it."""
+KEY_BYTES = 32
+"""The random bytes of an issued key."""
 LONGEST_NOTE = 200
 """The most characters of a note."""
 

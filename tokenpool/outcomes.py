@@ -7,6 +7,7 @@ responses, metrics and log lines. ``docs/reference/errors.md`` is generated from
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Ending(StrEnum):
@@ -35,17 +36,22 @@ class Reason(StrEnum):
     ENGINE_FULL = "engine_full"
     PREEMPTED = "preempted"
     SIDECAR_FULL = "sidecar_full"
+    INSUFFICIENT_QUOTA = "insufficient_quota"
+    QUOTA_IN_USE = "quota_in_use"
     # The sidecar has no capacity for any request.
     ENGINE_DOWN = "engine_down"
     DRAINING = "draining"
     TOO_MANY_CONNECTIONS = "too_many_connections"
+    JWT_UNVERIFIED = "jwt_unverified"
     # The request can never be served as it is.
     NEVER_FITS = "never_fits"
     MALFORMED = "malformed"
     UNKNOWN_KEY = "unknown_key"
+    INVALID_JWT = "invalid_jwt"
     EXPIRED_KEY = "expired_key"
     UNKNOWN_ROUTE = "unknown_route"
     UNKNOWN_MODEL = "unknown_model"
+    MODEL_NOT_PERMITTED = "model_not_permitted"
     UNKNOWN_RESPONSE = "unknown_response"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     TARGET_TOO_LONG = "target_too_long"
@@ -74,7 +80,10 @@ class Reason(StrEnum):
 
     @property
     def dropped_reason(self) -> str | None:
-        """The reason in the terms of llm-d's router; ``None`` if the request was not dropped for capacity."""
+        """The reason in the terms of llm-d's router; ``None`` if the request was not dropped for capacity.
+
+        A spent quota is no lack of capacity.
+        """
         return _DROPPED.get(self)
 
     @property
@@ -83,6 +92,39 @@ class Reason(StrEnum):
         return _MEANING[self]
 
 
+class Decision(StrEnum):
+    """The decision about a request of an entitlement that is not enforced: what enforcement would do."""
+
+    ADMIT = "admit"
+    QUEUE = "queue"
+    SHED = "shed"
+    REFUSE = "refuse"
+
+    @property
+    def is_surplus(self) -> bool:
+        """Whether enforcement would not run the request."""
+        return self in (Decision.SHED, Decision.REFUSE)
+
+    @property
+    def meaning(self) -> str:
+        """One sentence for operators."""
+        return _DECISION_MEANING[self]
+
+
+class Verdict(NamedTuple):
+    """A decision that is not enforced, and its reason; ``None`` for a request that would be admitted."""
+
+    decision: Decision
+    reason: Reason | None = None
+
+    def __str__(self) -> str:
+        """The value of the header ``x-tokenpool-shadow``."""
+        return self.decision if self.reason is None else f"{self.decision}; reason={self.reason}"
+
+
+SHADOW_HEADER = "x-tokenpool-shadow"
+"""The response header that states a decision which is not enforced."""
+
 _STATUS = {
     Reason.TOKENS_PER_SECOND: 429,
     Reason.KV_TOKENS: 429,
@@ -90,15 +132,20 @@ _STATUS = {
     Reason.ENGINE_FULL: 429,
     Reason.PREEMPTED: 429,
     Reason.SIDECAR_FULL: 429,
+    Reason.INSUFFICIENT_QUOTA: 429,
+    Reason.QUOTA_IN_USE: 429,
     Reason.ENGINE_DOWN: 503,
     Reason.DRAINING: 503,
     Reason.TOO_MANY_CONNECTIONS: 503,
+    Reason.JWT_UNVERIFIED: 503,
     Reason.NEVER_FITS: 400,
     Reason.MALFORMED: 400,
     Reason.UNKNOWN_KEY: 401,
+    Reason.INVALID_JWT: 401,
     Reason.EXPIRED_KEY: 401,
     Reason.UNKNOWN_ROUTE: 404,
     Reason.UNKNOWN_MODEL: 404,
+    Reason.MODEL_NOT_PERMITTED: 404,
     Reason.UNKNOWN_RESPONSE: 404,
     Reason.METHOD_NOT_ALLOWED: 405,
     Reason.TARGET_TOO_LONG: 414,
@@ -136,9 +183,21 @@ _MEANING = {
         "The entitlement's requests and unread answers fill its part of the sidecar's memory, or its large"
         " bodies come too fast."
     ),
+    Reason.INSUFFICIENT_QUOTA: (
+        "A quota of the caller is spent until its window ends. Clients are told not to retry; `Retry-After`"
+        " has the time until then."
+    ),
+    Reason.QUOTA_IN_USE: (
+        "Running requests hold the rest of a quota of the caller, or the spending is not known yet. Send it"
+        " again."
+    ),
     Reason.ENGINE_DOWN: "The engine does not answer.",
     Reason.DRAINING: "This replica is shutting down.",
     Reason.TOO_MANY_CONNECTIONS: "The sidecar, or this caller's part of it, has no room for a connection.",
+    Reason.JWT_UNVERIFIED: (
+        "The JWT cannot be verified now: the keys of its issuer are not known yet, or too many invalid JWTs"
+        " arrive."
+    ),
     Reason.NEVER_FITS: (
         "The request is larger than the entitlement's ceiling or the engine. Waiting does not help."
     ),
@@ -147,12 +206,18 @@ _MEANING = {
         " its full path, such as `messages[0].content[1]`."
     ),
     Reason.UNKNOWN_KEY: "The request has no key, or a key of no entitlement, or keys of two entitlements.",
+    Reason.INVALID_JWT: (
+        "The JWT is not valid here, or leads to no entitlement of this pool. The message names the cause."
+    ),
     Reason.EXPIRED_KEY: "The key or token has expired. Use a new one.",
     Reason.UNKNOWN_ROUTE: (
         "The sidecar does not serve this path. Of vLLM's control routes it only serves those for LoRA"
         " adapters."
     ),
     Reason.UNKNOWN_MODEL: "The pool does not serve this model.",
+    Reason.MODEL_NOT_PERMITTED: (
+        "The entitlement may not use this model, or the request names none. The message lists its models."
+    ),
     Reason.UNKNOWN_RESPONSE: (
         "There is no stored response with this id, or it belongs to another entitlement."
     ),
@@ -164,6 +229,12 @@ _MEANING = {
     Reason.UNSUPPORTED_EXPECTATION: "The sidecar knows no expectation but `100-continue`.",
     Reason.UPSTREAM_ERROR: "The engine failed during the request.",
     Reason.UPSTREAM_TIMEOUT: "The engine was silent for longer than `--upstream-timeout`.",
+}
+_DECISION_MEANING = {
+    Decision.ADMIT: "The request would be sent to an engine at once.",
+    Decision.QUEUE: "The request would wait, and is expected to get room before its queue timeout.",
+    Decision.SHED: "The request would be refused for lack of capacity, or because it can never fit.",
+    Decision.REFUSE: "The request would be refused for another reason: its key, its model or its body.",
 }
 _ENDING_MEANING = {
     Ending.FINISHED: "The engine's answer was complete.",

@@ -2,5 +2,5 @@
 
 ``api`` has the routes, ``keeper`` changes credentials and keeps the lease store and the database in step,
 ``database`` is the durable copy, ``administrators`` has the tokens of the API. All of it is off without
-``--credentials-database``.
+``--administrator-tokens``.
 """

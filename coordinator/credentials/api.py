@@ -23,17 +23,20 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from coordinator.credentials.administrators import Administrators
 from coordinator.credentials.database import ChangeRow, DatabaseFailed, StoredCredential
 from coordinator.credentials.keeper import ChangeRefused, Keeper
-from tokenpool.credentials import LONGEST_NOTE, Change, CredentialRecord, CredentialState
+from tokenpool.credentials import (
+    KEY_BYTES,
+    KEY_PREFIX,
+    LONGEST_NOTE,
+    Change,
+    CredentialRecord,
+    CredentialState,
+)
 from tokenpool.leases.wire import WireError
 from tokenpool.poolfile.reading import CREDENTIAL_ID
 from tokenpool.store import StoreDown
 
 log = logging.getLogger(__name__)
 
-KEY_PREFIX = "tp_"
-"""The beginning of each key that a coordinator makes, so that scanners for leaked secrets can find it."""
-KEY_BYTES = 32
-"""The random bytes of such a key."""
 MOST_BODY_BYTES = 16 * 1024
 MOST_LISTED = 500
 """The most rows in one answer."""
@@ -270,15 +273,17 @@ class CredentialApi:
         return _json(_view(stored, self._keeper.wall_clock()))
 
     async def _list_changes(self, request: web.Request, who: str) -> web.Response:
-        """The changes, in the order in which this coordinator stored them.
+        """The changes of all coordinators, in the order of their times.
 
-        Parameters: limit, after (the last number of the page before).
+        Parameters: limit, after (the text ``after`` of the page before).
         """
-        after = request.query.get("after", "0")
-        if not after.isdecimal() or len(after) > 15:
-            raise ChangeRefused(400, f"after is {after[:20]!r}; give the number of a change")
-        rows = await self._keeper.database.changes(int(after), _limit(request))
-        return _json({"changes": [_change_view(row) for row in rows]})
+        count = _limit(request)
+        version, _, name = request.query.get("after", "0").partition("/")
+        if not version.isdecimal() or len(version) > 15:
+            raise ChangeRefused(400, f"after is {version[:20]!r}; give the text 'after' of the page before")
+        rows = await self._keeper.database.changes((int(version), name), count)
+        after = f"{rows[-1].version}/{rows[-1].credential}" if len(rows) == count else None
+        return _json({"changes": [_change_view(row) for row in rows], "after": after})
 
     # --- metrics ---
 

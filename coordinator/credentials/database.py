@@ -1,59 +1,41 @@
-"""The durable copy of all issued credentials, and the table of their changes, in SQLite.
+"""The durable copy of all issued credentials, and the table of their changes, in the usage store's database.
 
-Every coordinator has a copy. A record of a later version replaces an earlier one, so copies can be written in
-any order. A change is a row of its own with the version of the record that it made, so a change that arrives
-twice is one row. Two coordinators may share one file.
+Every coordinator has a copy, or several share one in PostgreSQL. A record of a later version replaces an
+earlier one, so a copy can be written in any order. A change is a row with the version of the record that it
+made, so a change that arrives twice is one row.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
+import contextlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import msgspec
+
+from coordinator.usage.database import Connection, Database
+from coordinator.usage.statements import Statements
+from coordinator.usage.worker import Busy, Worker
 from tokenpool.credentials import CredentialRecord
 from tokenpool.leases.credential_feed import CHECK_MODULUS
-from tokenpool.leases.wire import decode_credential, encode_credential
 
 _T = TypeVar("_T")
-BUSY_S = 5.0
-"""The longest wait for another process that writes to the same file."""
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS credential (
-    id TEXT PRIMARY KEY,
-    pool TEXT NOT NULL,
-    entitlement TEXT NOT NULL,
-    digest BLOB NOT NULL,
-    version INTEGER NOT NULL,
-    content BLOB NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS credential_by_pool ON credential (pool, version);
-CREATE INDEX IF NOT EXISTS credential_by_entitlement ON credential (entitlement, id);
-CREATE INDEX IF NOT EXISTS credential_by_digest ON credential (digest);
-CREATE TABLE IF NOT EXISTS credential_change (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    credential TEXT NOT NULL,
-    version INTEGER NOT NULL,
-    at REAL NOT NULL,
-    administrator TEXT NOT NULL,
-    change TEXT NOT NULL,
-    pool TEXT NOT NULL,
-    entitlement TEXT NOT NULL,
-    UNIQUE (credential, version)
-);
-"""
-_WRITE = """
-INSERT INTO credential (id, pool, entitlement, digest, version, content) VALUES (?, ?, ?, ?, ?, ?)
-ON CONFLICT (id) DO UPDATE SET version = excluded.version, content = excluded.content
-WHERE excluded.version > version AND excluded.pool = pool
-"""
-_WRITE_CHANGE = """
-INSERT OR IGNORE INTO credential_change
-(credential, version, at, administrator, change, pool, entitlement) VALUES (?, ?, ?, ?, ?, ?, ?)
-"""
+ANSWER_S = 10.0
+"""The longest wait for the result of a call, in seconds."""
+CLOSE_S = 5.0
+"""The longest wait for the end of a call at a close, in seconds."""
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS credentials (id TEXT PRIMARY KEY, pool TEXT NOT NULL,"
+    " entitlement TEXT NOT NULL, digest TEXT NOT NULL, version BIGINT NOT NULL, content TEXT NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS credentials_by_pool ON credentials (pool, id)",
+    "CREATE INDEX IF NOT EXISTS credentials_by_entitlement ON credentials (entitlement, id)",
+    "CREATE INDEX IF NOT EXISTS credentials_by_digest ON credentials (digest)",
+    "CREATE TABLE IF NOT EXISTS credential_changes (credential TEXT NOT NULL, version BIGINT NOT NULL,"
+    " at DOUBLE PRECISION NOT NULL, administrator TEXT NOT NULL, change TEXT NOT NULL, pool TEXT NOT NULL,"
+    " entitlement TEXT NOT NULL, PRIMARY KEY (version, credential))",
+)
+_COLUMNS = "pool, version, content"
 
 
 class DatabaseFailed(Exception):
@@ -71,8 +53,6 @@ class StoredCredential(NamedTuple):
 class ChangeRow(NamedTuple):
     """One row of the table of changes."""
 
-    number: int
-    """Rises with each row of this database."""
     credential: str
     version: int
     at: float
@@ -110,49 +90,27 @@ class CredentialStore(Protocol):
     async def sums(self, pool: str) -> Sums:
         """The sums over all credentials of a pool."""
 
-    async def changes(self, after: int, count: int) -> list[ChangeRow]:
-        """At most ``count`` changes with numbers after this one, in their order."""
+    async def changes(self, after: tuple[int, str], count: int) -> list[ChangeRow]:
+        """At most ``count`` changes after this version and credential, in the order of their versions.
+
+        A version rises with the time of its change.
+        """
 
     async def close(self) -> None:
         """Close the database."""
 
 
-class SqliteCredentials:
-    """The durable copy in one SQLite file. One thread reads and writes, so the event loop never waits."""
+class SqlCredentials:
+    """See ``CredentialStore``. One thread reads and writes, so the event loop never waits."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, or make it. Raises ``DatabaseFailed``."""
-        self._path = path
-        self._thread = ThreadPoolExecutor(1, "credentials")
-        try:
-            self._connection = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False)
-            # A commit returns after the data is on disk.
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.executescript(_SCHEMA)
-        except sqlite3.Error as error:
-            raise DatabaseFailed(f"the database {path}: {error}") from error
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._worker = Worker()
+        self._connection: Connection | None = None
 
     async def write(self, stored: Sequence[StoredCredential]) -> None:
         """See ``CredentialStore``."""
-        await self._run(lambda: self._write(stored))
-
-    def _write(self, stored: Sequence[StoredCredential]) -> None:
-        with self._connection as connection:
-            connection.executemany(
-                _WRITE,
-                [
-                    (r.id, pool, r.entitlement, r.digest, version, encode_credential(r))
-                    for pool, version, r in stored
-                ],
-            )
-            connection.executemany(
-                _WRITE_CHANGE,
-                [
-                    (r.id, version, r.changed_at, r.changed_by, r.change.value, pool, r.entitlement)
-                    for pool, version, r in stored
-                ],
-            )
+        await self._run(lambda statements: _write(statements, stored))
 
     async def get(self, name: str) -> StoredCredential | None:
         """See ``CredentialStore``."""
@@ -160,11 +118,11 @@ class SqliteCredentials:
 
     async def of_digest(self, digest: bytes) -> StoredCredential | None:
         """See ``CredentialStore``."""
-        return await self._one("digest = ?", digest)
+        return await self._one("digest = ?", digest.hex())
 
-    async def _one(self, condition: str, value: str | bytes) -> StoredCredential | None:
-        query = f"SELECT pool, version, content FROM credential WHERE {condition} LIMIT 1"
-        rows = await self._rows(query, value)
+    async def _one(self, condition: str, value: str) -> StoredCredential | None:
+        query = f"SELECT {_COLUMNS} FROM credentials WHERE {condition} LIMIT 1"
+        rows = await self._run(lambda statements: statements.run(query, [value]))
         return _stored(rows[0]) if rows else None
 
     async def page(
@@ -177,40 +135,104 @@ class SqliteCredentials:
                 conditions.append(f"{column} = ?")
                 values.append(value)
         query = (
-            f"SELECT pool, version, content FROM credential WHERE {' AND '.join(conditions)}"
-            " ORDER BY id LIMIT ?"
+            f"SELECT {_COLUMNS} FROM credentials WHERE {' AND '.join(conditions)} ORDER BY id LIMIT {count}"
         )
-        return [_stored(row) for row in await self._rows(query, *values, count)]
+        return [_stored(row) for row in await self._run(lambda each: each.run(query, values))]
 
     async def sums(self, pool: str) -> Sums:
         """See ``CredentialStore``."""
-        query = "SELECT COUNT(*), COALESCE(SUM(version), 0) FROM credential WHERE pool = ?"
-        [(count, total)] = await self._rows(query, pool)
-        return Sums(count, total % CHECK_MODULUS)
+        query = "SELECT COUNT(*), COALESCE(SUM(version), 0) FROM credentials WHERE pool = ?"
+        [(records, total)] = await self._run(lambda statements: statements.run(query, [pool]))
+        return Sums(records, int(total) % CHECK_MODULUS)
 
-    async def changes(self, after: int, count: int) -> list[ChangeRow]:
+    async def changes(self, after: tuple[int, str], count: int) -> list[ChangeRow]:
         """See ``CredentialStore``."""
         query = (
-            "SELECT number, credential, version, at, administrator, change, pool, entitlement"
-            " FROM credential_change WHERE number > ? ORDER BY number LIMIT ?"
+            f"SELECT {', '.join(ChangeRow._fields)} FROM credential_changes"
+            f" WHERE (version, credential) > (?, ?) ORDER BY version, credential LIMIT {count}"
         )
-        return [ChangeRow(*row) for row in await self._rows(query, after, count)]
+        return [ChangeRow(*row) for row in await self._run(lambda each: each.run(query, after))]
 
     async def close(self) -> None:
         """See ``CredentialStore``."""
-        await self._run(self._connection.close)
-        self._thread.shutdown()
+        await self._worker.stop(self._disconnect, CLOSE_S)
 
-    async def _rows(self, query: str, *values: str | int | bytes) -> list[Any]:
-        return await self._run(lambda: self._connection.execute(query, values).fetchall())
+    # --- the thread ---
 
-    async def _run(self, work: Callable[[], _T]) -> _T:
+    async def _run(self, call: Callable[[Statements], _T]) -> _T:
+        name = self.database.name
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except sqlite3.Error as error:
-            raise DatabaseFailed(f"the database {self._path}: {error}") from error
+            async with asyncio.timeout(ANSWER_S):
+                return await self._worker.run(lambda: self._call(call))
+        except TimeoutError as error:
+            raise DatabaseFailed(f"{name}: no answer within {ANSWER_S:g} s") from error
+        except Busy as error:
+            raise DatabaseFailed(f"{name}: an earlier call has no answer yet") from error
+
+    def _call(self, call: Callable[[Statements], _T]) -> _T:
+        """Run one call in the thread, as one transaction."""
+        try:
+            statements = self._connected()
+            statements.run("BEGIN")
+            result = call(statements)
+            statements.run("COMMIT")
+        except self.database.failures as error:
+            self._disconnect()
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DatabaseFailed(f"{self.database.name}: {said}") from error
+        except BaseException:
+            self._disconnect()
+            raise
+        return result
+
+    def _connected(self) -> Statements:
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = self.database.connect()
+            statements = Statements(connection, self.database.placeholder)
+            for each in (*self.database.begin_migration, *_SCHEMA, "COMMIT"):
+                statements.run(each)
+        return Statements(connection, self.database.placeholder)
+
+    def _disconnect(self) -> None:
+        """Close the connection. An open transaction is rolled back."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(*self.database.failures):
+                connection.close()
 
 
-def _stored(row: tuple[str, int, bytes]) -> StoredCredential:
+def _write(statements: Statements, stored: Sequence[StoredCredential]) -> None:
+    if not stored:
+        return
+    # Two coordinators may write the same credentials. In one order they never wait for each other mutually.
+    ordered = sorted(stored, key=lambda each: each.record.id)
+    rows: list[Sequence[Any]] = [
+        (r.id, pool, r.entitlement, r.digest.hex(), version, msgspec.json.encode(r).decode())
+        for pool, version, r in ordered
+    ]
+    statements.run(
+        f"INSERT INTO credentials (id, pool, entitlement, digest, version, content) VALUES {_places(rows)}"
+        " ON CONFLICT (id) DO UPDATE SET version = excluded.version, content = excluded.content"
+        " WHERE excluded.version > credentials.version AND excluded.pool = credentials.pool",
+        [value for row in rows for value in row],
+    )
+    rows = [
+        ChangeRow(r.id, version, r.changed_at, r.changed_by, r.change.value, pool, r.entitlement)
+        for pool, version, r in ordered
+    ]
+    statements.run(
+        f"INSERT INTO credential_changes ({', '.join(ChangeRow._fields)}) VALUES {_places(rows)}"
+        " ON CONFLICT (version, credential) DO NOTHING",
+        [value for row in rows for value in row],
+    )
+
+
+def _places(rows: Sequence[Sequence[Any]]) -> str:
+    one = f"({', '.join('?' * len(rows[0]))})"
+    return ", ".join([one] * len(rows))
+
+
+def _stored(row: Sequence[Any]) -> StoredCredential:
     pool, version, content = row
-    return StoredCredential(pool, version, decode_credential(content))
+    return StoredCredential(pool, version, msgspec.json.decode(content, type=CredentialRecord))

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from coordinator.usage.store import PERIOD_S
+
 DEFAULT = "this-month"
 
 
@@ -24,6 +26,11 @@ class Span:
     since: float
     until: float
     timezone: str = "UTC"
+
+    def whole(self) -> Span:
+        """The span of all periods of the usage store that it touches. Sums exist for whole periods only."""
+        since, until = (int(at // PERIOD_S) * PERIOD_S for at in (self.since, self.until + PERIOD_S - 1e-6))
+        return Span(since, until, self.timezone)
 
     @property
     def zone(self) -> ZoneInfo:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, fields
 from datetime import date, datetime, timedelta
@@ -17,7 +18,17 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from coordinator.usage.database import Connection, Database
 from coordinator.usage.migrations.migrate import migrate
 from coordinator.usage.statements import Statements
-from coordinator.usage.store import PERIOD_S, By, Scope, UsageRefused, UsageStoreDown, UsageSum
+from coordinator.usage.store import (
+    PERIOD_S,
+    RECORDS_AT_ONCE,
+    START,
+    By,
+    Position,
+    Scope,
+    UsageRefused,
+    UsageStoreDown,
+    UsageSum,
+)
 from coordinator.usage.worker import Busy, Worker
 from tokenpool.usage.record import UsageRecord
 
@@ -33,6 +44,7 @@ FORGOTTEN_AT_ONCE = 5000
 _NAMES = {"group": "group_name"}
 """The columns of the database that have another name: GROUP is a word of SQL."""
 _RECORD = tuple(_NAMES.get(each.name, each.name) for each in fields(UsageRecord))
+_STORED_AT = "stored_at"
 _KEY = ("period", "pool", "entitlement", "group_name", "credential_id", "model")
 _SUMS = tuple(each.name for each in fields(UsageSum) if each.name != "key")
 _T = TypeVar("_T")
@@ -41,8 +53,9 @@ _T = TypeVar("_T")
 class SqlUsageStore:
     """See ``UsageStore``. A connection brings the schema up to date when it opens."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, wall_clock: Callable[[], float] = time.time) -> None:
         self.database = database
+        self._wall_clock = wall_clock
         self._worker = Worker()
         self._connection: Connection | None = None
 
@@ -55,7 +68,8 @@ class SqlUsageStore:
         added = 0
         for first in range(0, len(ordered), ROWS):
             part = ordered[first : first + ROWS]
-            added += await self._run(lambda statements, part=part: _add(statements, part))  # type: ignore[misc]
+            now = self._wall_clock()
+            added += await self._run(lambda each, part=part, now=now: _add(each, part, now))  # type: ignore[misc]
         return added
 
     async def aggregate(
@@ -73,6 +87,19 @@ class SqlUsageStore:
             raise ValueError("select days by since and until")
         spans = days(since, until, timezone) if By.DAY in by else [("", since, until)]
         return await self._run(lambda statements: _aggregate(statements, by, spans, selected))
+
+    async def records(
+        self,
+        since: float,
+        until: float,
+        *,
+        by_storage: bool = False,
+        pool: str | None = None,
+        after: Position = START,
+    ) -> Sequence[tuple[Position, UsageRecord]]:
+        """See ``UsageStore``."""
+        order = _STORED_AT if by_storage else "time"
+        return await self._run(lambda each: _records(each, order, since, until, pool, after))
 
     async def spent(
         self,
@@ -201,10 +228,10 @@ def _periods(since: float, until: float) -> tuple[int, int]:
     return int(since // PERIOD_S) * PERIOD_S, -int(-until // PERIOD_S) * PERIOD_S
 
 
-def _add(statements: Statements, records: Sequence[UsageRecord]) -> int:
-    rows = [_row(record) for record in records]
+def _add(statements: Statements, records: Sequence[UsageRecord], now: float) -> int:
+    rows = [(*_row(record), now) for record in records]
     stored = statements.run(
-        f"INSERT INTO usage_records ({', '.join(_RECORD)}) VALUES {_places(rows)}"
+        f"INSERT INTO usage_records ({', '.join(_RECORD)}, {_STORED_AT}) VALUES {_places(rows)}"
         " ON CONFLICT (id) DO NOTHING RETURNING id",
         [value for row in rows for value in row],
     )
@@ -303,6 +330,24 @@ def _spent(
     )
     input_weight, output_weight = weights
     return {str(row[0]): input_weight * float(row[1]) + output_weight * float(row[2]) for row in rows}
+
+
+def _records(
+    statements: Statements, order: str, since: float, until: float, pool: str | None, after: Position
+) -> list[tuple[Position, UsageRecord]]:
+    of_pool = "" if pool is None else " AND pool = ?"
+    rows = statements.run(
+        f"SELECT {order}, {', '.join(_RECORD)} FROM usage_records"
+        f" WHERE {order} >= ? AND {order} < ? AND ({order}, id) > (?, ?){of_pool}"
+        f" ORDER BY {order}, id LIMIT {RECORDS_AT_ONCE}",
+        [since, until, *after, *([] if pool is None else [pool])],
+    )
+    return [((float(at), str(row[0])), _record(row)) for at, *row in rows]
+
+
+def _record(row: Sequence[Any]) -> UsageRecord:
+    values: list[Any] = [*row[:-1], bool(row[-1])]  # SQLite has no truth values
+    return UsageRecord(*values)
 
 
 def _forget(statements: Statements, before: float) -> int:

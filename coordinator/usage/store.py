@@ -59,6 +59,14 @@ class UsageSum:
     """The requests with a time to first token."""
 
 
+Position = tuple[float, str]
+"""The place of a record in an order: a time in seconds since 1970, and its id."""
+START: Position = (-1.0, "")
+"""Before every record."""
+RECORDS_AT_ONCE = 1000
+"""The most records of one call of ``records``: 0.3 MB."""
+
+
 class UsageStoreDown(ConnectionError):
     """The database did not do the work. The text names it and the reason, without a password."""
 
@@ -94,6 +102,21 @@ class UsageStore(Protocol):
         ``where`` selects the usage with these values. ``timezone`` is a name of the IANA database, for the
         days. An empty ``by`` gives one sum, or none without usage. Raises ``ValueError`` for an unknown
         time zone, and for a day in ``where``.
+        """
+
+    async def records(
+        self,
+        since: float,
+        until: float,
+        *,
+        by_storage: bool = False,
+        pool: str | None = None,
+        after: Position = START,
+    ) -> Sequence[tuple[Position, UsageRecord]]:
+        """The next records of a span of time, at most ``RECORDS_AT_ONCE``, in the order of their positions.
+
+        The span is exact. It selects times of settlement; with ``by_storage``, times at which records were
+        stored. ``after`` is the last position that was read. Records that were forgotten are left out.
         """
 
     async def spent(

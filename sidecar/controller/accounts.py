@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from tokenpool.accounting.account import Account
 from tokenpool.control.admission_control import AdmissionControl
@@ -35,6 +36,8 @@ class Accounts:
         """Rises with each pool file. A cached head is valid within one epoch."""
         self.anonymous: Account | None = None
         """The account of callers without a key, if the pool file names one."""
+        self.enforces = pool.enforce
+        """Whether the pool enforces decisions."""
         self.groups: tuple[Group, ...] = ()
         """The groups of the pool."""
         self._pricing = pool.pricing
@@ -69,13 +72,15 @@ class Accounts:
         self.anonymous = self.by_name.get(file.anonymous) if file.anonymous else None
         self.groups = file.groups_of(pool.name)
         self._pricing = pool.pricing
+        self.enforces = pool.enforce
 
     def _gather(
         self, entitlements: Sequence[Entitlement], pool: Pool, now: float, prepared: _Prepared
     ) -> None:
         """Find or make the account of each entitlement, and note which of those found must change."""
         known, is_repriced = self.by_name, pool.pricing != self._pricing
-        for entitlement in entitlements:
+        for each in entitlements:
+            entitlement = each if pool.enforce else replace(each, enforce=False)
             name = entitlement.name
             account = known.get(name)
             if account is None:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 from sidecar.controller import refusals
 from sidecar.controller.accounts import Accounts
+from sidecar.controller.scope import owners
 from sidecar.controller.stored_responses import StoredResponses
-from sidecar.decisions import Refusal
+from sidecar.decisions import Identity, Refusal
 from sidecar.dialects.routes import Access, Route, find, stored_id
 from sidecar.identity import MOST_KEYS, Credential, CredentialSource, KeyRing, has_ended, sent_keys
+from sidecar.jwt.interface import JwtSource
 from sidecar.proxy.heads import RequestHead
 from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Reason
@@ -36,6 +38,8 @@ class Authenticator:
         """Further sources of credentials, in the order in which they are asked."""
         self.wall_clock: Callable[[], float] = time.time
         """Seconds of Unix time: credentials end at such times."""
+        self.jwts: JwtSource | None = None
+        """The JWTs of the issuers in force; ``None`` without issuers."""
         self.administrators = administrators
         """The administrators' keys of that file."""
         self._exposes_engine = exposes_engine
@@ -69,13 +73,35 @@ class Authenticator:
         if access is Access.ADMINISTRATOR:
             return self._administrator(head)
         account = self._identify(head, may_be_anyone=access is Access.DISCOVERY and self._exposes_engine)
+        if isinstance(account, Refusal) and not self._accounts.enforces:
+            account = self._unenforced(head, account)
         if account is None or isinstance(account, Refusal):
             return account
         if route.names_stored:
             name = stored_id(head.path)
-            if name is not None and self._stored.tokens(name, account.entitlement.name) is None:
+            if name is not None and not self._may_read(name, account, head.identity):
                 return refusals.unknown_response(name, account)
         return account
+
+    def _unenforced(self, head: RequestHead, refusal: Refusal) -> Account | Refusal:
+        """The account of a caller that a pool without enforcement does not know, if the file names one."""
+        anonymous = self._accounts.anonymous
+        if anonymous is None:
+            return refusal
+        head.identity, head.credential = Identity(refusal=refusal), None
+        return anonymous
+
+    def _may_read(self, name: str, account: Account, identity: Identity | None) -> bool:
+        """Whether a caller may read a stored response.
+
+        Without enforcement it may also read one of which no owner is known: it may be older than the sidecar.
+        """
+        for owner in owners(account, identity):
+            if self._stored.tokens(name, owner) is not None:
+                return True
+        return account.shadow is not None and not self._stored.belongs_to_another(
+            name, account.entitlement.name
+        )
 
     def _exists(self, route: Route) -> bool:
         """Whether the settings and the pool file open a route. Without them its path is unknown."""
@@ -114,19 +140,17 @@ class Authenticator:
             return Refusal(
                 Reason.UNKNOWN_KEY, f"more than {MOST_KEYS} different API keys were sent; send one"
             )
-        found = [
-            each
-            for key in keys
-            if (each := self._find(key)) is not None and each.entitlement in accounts.by_name
-        ]
-        if not found:
-            return Refusal(Reason.UNKNOWN_KEY, "this API key belongs to no entitlement of this pool")
+        found = self._credentials(keys)
+        if isinstance(found, Refusal):
+            return found
         if len({each.entitlement for each in found}) > 1:
             return Refusal(Reason.UNKNOWN_KEY, "API keys of different entitlements were sent; send one")
         account = accounts.by_name[found[0].entitlement]
         for credential in found:
             if not has_ended(credential, self.wall_clock):
                 head.credential = credential
+                if credential.others:
+                    head.identity = self._others(credential)
                 return account
         head.credential = found[0]
         return Refusal(
@@ -135,15 +159,35 @@ class Authenticator:
             account=account,
         )
 
-    def _find(self, key: bytes) -> Credential | None:
-        """The credential of a key: of the pool file, or of another source."""
+    def _credentials(self, keys: list[bytes]) -> list[Credential] | Refusal:
+        """The credentials of this pool among the keys: at least one, or the refusal."""
+        found: list[Credential] = []
+        refusal: Refusal | None = None
+        for key in keys:
+            each = self._find(key)
+            if isinstance(each, Refusal):
+                refusal = refusal or each
+            elif each is not None and each.entitlement in self._accounts.by_name:
+                found.append(each)
+        if found:
+            return found
+        return refusal or Refusal(Reason.UNKNOWN_KEY, "this API key belongs to no entitlement of this pool")
+
+    def _others(self, credential: Credential) -> Identity:
+        """The further accounts of a credential that several entitlements have."""
+        by_name = self._accounts.by_name
+        return Identity(tuple([by_name[name] for name in credential.others if name in by_name]))
+
+    def _find(self, key: bytes) -> Credential | Refusal | None:
+        """The credential of a key: of the pool file, of another source, or of an issuer of JWTs."""
         credential = self.keys.find(key)
-        if credential is None:
-            for source in self.sources:
-                credential = source.find(key)
-                if credential is not None:
-                    break
-        return credential
+        if credential is not None:
+            return credential
+        for source in self.sources:
+            credential = source.find(key)
+            if credential is not None:
+                return credential
+        return None if self.jwts is None else self.jwts.find(key)
 
     def _named(self, names: list[bytes]) -> Account | Refusal:
         account = self._accounts.by_name.get(names[0].decode("latin-1"))

@@ -8,6 +8,9 @@ from tokenpool.accounting.account import Account
 from tokenpool.admission.rules import SHORTEST_WAIT_S, Shed
 from tokenpool.amounts import Dimension
 from tokenpool.outcomes import Reason
+from tokenpool.quotas.budget import Exhausted
+from tokenpool.quotas.messages import Scope
+from tokenpool.quotas.windows import text_of
 
 JITTER = 0.25
 """The wait of a shed request is lengthened by up to this share, to spread the retries."""
@@ -26,6 +29,8 @@ def of_shed(account: Account, shed: Shed, random: float, *, has_waited: bool = F
             " shorter prompt or output bound) or ask for a higher ceiling"
         )
         return Refusal(shed.reason, message, account=account)
+    if shed.quota is not None:
+        return _of_quota(account, shed, shed.quota, random)
     wait = shed.retry_after_s * (1 + JITTER * random)
     whose = "the engine" if shed.reason is Reason.ENGINE_FULL else f"entitlement {name!r}"
     use = (
@@ -38,6 +43,22 @@ def of_shed(account: Account, shed: Shed, random: float, *, has_waited: bool = F
         f" {use}, cost {shed.cost:.0f}; retry in {wait:.2f} s"
     )
     return Refusal(shed.reason, message, retry_after_s=wait, account=account, has_waited=has_waited)
+
+
+def _of_quota(account: Account, shed: Shed, quota: Exhausted, random: float) -> Refusal:
+    """The refusal of a request that a quota does not cover. The names of groups are not told."""
+    whose = f"entitlement {account.entitlement.name!r}"
+    if quota.budget.scope is not Scope.ENTITLEMENT:
+        whose = f"the {quota.budget.scope} of {whose}"
+    message = (
+        f"{whose} has spent {quota.spent:.0f} of its quota of {quota.tokens:.0f} tokens per"
+        f" {quota.budget.per}; this request costs {quota.cost:.0f}; the quota resets at"
+        f" {text_of(quota.resets_at)}"
+    )
+    wait = shed.retry_after_s + JITTER * random
+    if not quota.is_final:
+        message += f", but the rest is only in use: retry in {wait:.2f} s"
+    return Refusal(shed.reason, message, retry_after_s=wait, account=account)
 
 
 def over_credential(

@@ -8,6 +8,7 @@ from email.utils import formatdate
 from functools import lru_cache
 
 from sidecar.decisions import Refusal
+from sidecar.dialects.quota_headers import quota_lines
 from sidecar.engine.cors import METHODS, Cors
 from sidecar.proxy.heads import RequestHead, frame_answer
 from tokenpool.outcomes import DROPPED_AT_DEADLINE, DROPPED_REASON_HEADER, Reason
@@ -42,12 +43,15 @@ def refusal_bytes(refusal: Refusal, head: RequestHead, cors: Cors, *, closes: bo
         lines.append(cors.lines(head.origin))
     if refusal.account is not None:
         lines.append(dialect.limit_headers(refusal.account))
+        if refusal.account.budgets:
+            lines.append(quota_lines(refusal.account.budgets))
     wait = refusal.retry_after_s
     if wait is not None:
         lines.append(
             b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (max(math.ceil(wait), 1), math.ceil(wait * 1000))
         )
-    if not (reason.is_shed or reason.status >= 500) or (wait or 0.0) > LONGEST_SDK_WAIT_S:
+    may_retry = reason.is_shed or reason.status >= 500
+    if not may_retry or reason is Reason.INSUFFICIENT_QUOTA or (wait or 0.0) > LONGEST_SDK_WAIT_S:
         lines.append(b"x-should-retry: false\r\n")
     if reason.status == 401:
         lines.append(b'www-authenticate: Bearer realm="tokenpool"\r\n')

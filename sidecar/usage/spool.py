@@ -54,6 +54,8 @@ class Spool:
         self._unsynced: set[Path] = set()
         self.size = 0
         """The bytes of all batches that are not removed, sent or not."""
+        self._in_memory = 0
+        """Those of them that are in no file."""
         self._has_open_requests = False
         self.error = "the folder was not opened yet"
         """Why the disk is not used; empty if it is."""
@@ -135,10 +137,14 @@ class Spool:
         for first in range(0, len(records), 256):
             part = records[first : first + 256]
             content = joined(part)
-            most = MEMORY_BYTES if self.error else self._most_bytes
-            if self.size + len(content) > most or not self._write(content):
+            if not self._has_room(len(content)) or not self._write(content):
                 return records[first:]
         return ()
+
+    def _has_room(self, size: int) -> bool:
+        if self.error and self._in_memory + size > MEMORY_BYTES:
+            return False
+        return self.size + size <= self._most_bytes
 
     def _write(self, content: bytes) -> bool:
         batch = self._last
@@ -156,6 +162,7 @@ class Spool:
             self._unsynced.add(batch.path)
         else:
             batch.parts.append(content)
+            self._in_memory += len(content)
         batch.size += len(content)
         self.size += len(content)
         return True
@@ -170,7 +177,7 @@ class Spool:
     def _failed(self, error: OSError, content: bytes) -> bool:
         """The disk does not take a record: from now on, records stay in memory."""
         self._fail(error)
-        return self.size + len(content) <= MEMORY_BYTES and self._write(content)
+        return self._has_room(len(content)) and self._write(content)
 
     def sync(self) -> None:
         """Make all records so far survive a loss of power."""
@@ -220,7 +227,9 @@ class Spool:
     def remove(self, batch: Batch) -> None:
         """The usage store has a batch."""
         self.size -= batch.size
-        if batch.path is not None:
+        if batch.path is None:
+            self._in_memory -= batch.size
+        else:
             self._unsynced.discard(batch.path)
             try:
                 batch.path.unlink(missing_ok=True)

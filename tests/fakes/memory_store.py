@@ -19,6 +19,8 @@ from tokenpool.leases.messages import (
 )
 from tokenpool.leases.reference_store import ReferenceLeaseStore
 from tokenpool.planning.idle import IdleTerms
+from tokenpool.quotas.messages import QuotaAnswer, QuotaMessage, QuotaState
+from tokenpool.quotas.reference import ReferenceQuotaStore
 
 
 class MemoryStore:
@@ -27,6 +29,7 @@ class MemoryStore:
     def __init__(self, lifetime_s: float, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self.rules = ReferenceLeaseStore(clock(), lifetime_s)
+        self.quota_rules = ReferenceQuotaStore(lifetime_s)
         self.feed = CredentialFeed()
         self._listeners: dict[str, asyncio.Queue[Push]] = {}
 
@@ -113,6 +116,18 @@ class MemoryStore:
     async def prices(self) -> Mapping[str, bytes]:
         """See ``Store``."""
         return self.rules.prices(self._clock())
+
+    async def exchange_quotas(self, message: QuotaMessage) -> QuotaAnswer:
+        """See ``Store``."""
+        return self.quota_rules.exchange(message, self._clock())
+
+    async def quotas(self) -> Sequence[QuotaState]:
+        """See ``Store``."""
+        return self.quota_rules.states(self._clock())
+
+    async def restore_quota(self, key: str, start: float, spent: float) -> bool:
+        """See ``Store``."""
+        return self.quota_rules.restore(key, start, spent, self._clock())
 
     async def close(self) -> None:
         """See ``Store``."""

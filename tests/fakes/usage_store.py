@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
-from coordinator.usage.store import By, Scope, UsageStoreDown, UsageSum
+from coordinator.usage.store import RECORDS_AT_ONCE, START, By, Position, Scope, UsageStoreDown, UsageSum
 from tokenpool.usage.record import UsageRecord
 
 
@@ -15,13 +15,38 @@ from tokenpool.usage.record import UsageRecord
 class MemoryUsageStore:
     """Keeps records by id, and adds them up on request."""
 
-    records: dict[str, UsageRecord] = field(default_factory=dict)
+    kept: dict[str, UsageRecord] = field(default_factory=dict)
+    stored_at: dict[str, float] = field(default_factory=dict)
+    now: float = 0.0
     is_down: bool = False
+    breaks_after: float = float("inf")
+    """The number of calls of ``records`` after which it is down."""
 
     async def add(self, records: Sequence[UsageRecord]) -> int:
-        before = len(self.records)
-        self.records = {each.id: each for each in records} | self.records
-        return len(self.records) - before
+        before = len(self.kept)
+        self.kept = {each.id: each for each in records} | self.kept
+        self.stored_at = dict.fromkeys((each.id for each in records), self.now) | self.stored_at
+        return len(self.kept) - before
+
+    async def records(
+        self,
+        since: float,
+        until: float,
+        *,
+        by_storage: bool = False,
+        pool: str | None = None,
+        after: Position = START,
+    ) -> Sequence[tuple[Position, UsageRecord]]:
+        self.breaks_after -= 1
+        if self.is_down or self.breaks_after < 0:
+            raise UsageStoreDown("the usage store does not answer: a test stopped it")
+        found = [
+            ((self.stored_at[each.id] if by_storage else each.time, each.id), each)
+            for each in self.kept.values()
+            if pool in (None, each.pool)
+        ]
+        chosen = [each for each in found if since <= each[0][0] < until and each[0] > after]
+        return sorted(chosen, key=lambda each: each[0])[:RECORDS_AT_ONCE]
 
     async def aggregate(
         self,
@@ -36,7 +61,7 @@ class MemoryUsageStore:
             raise UsageStoreDown("the usage store does not answer: a test stopped it")
         zone = ZoneInfo(timezone)
         sums: dict[tuple[str, ...], UsageSum] = {}
-        for each in self.records.values():
+        for each in self.kept.values():
             if since <= each.time < until and all(
                 _value(each, column, zone) == value for column, value in (where or {}).items()
             ):
@@ -78,8 +103,9 @@ class MemoryUsageStore:
         }
 
     async def forget(self, before: float) -> int:
-        kept = {name: each for name, each in self.records.items() if each.time >= before}
-        gone, self.records = len(self.records) - len(kept), kept
+        kept = {name: each for name, each in self.kept.items() if each.time >= before}
+        gone = len(self.kept) - len(kept)
+        self.kept = kept
         return gone
 
     async def identity(self) -> str:

@@ -13,9 +13,11 @@ from tokenpool.accounting.bucket import TokenBucket, bucket_depth
 from tokenpool.accounting.meter import Meter
 from tokenpool.accounting.report import Report
 from tokenpool.accounting.retries import Retries
+from tokenpool.accounting.shadow import Shadow
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.pricing.cost import Cost, Pricer
+from tokenpool.quotas.budget import Budget
 
 
 class PoolView(NamedTuple):
@@ -60,6 +62,7 @@ class Account:
         "assured",
         "away",
         "bucket",
+        "budgets",
         "concurrency_elsewhere",
         "concurrency_in_use",
         "debt",
@@ -68,6 +71,7 @@ class Account:
         "has_borrowed",
         "has_peers",
         "is_active",
+        "is_plain",
         "is_preemptible",
         "is_spot",
         "kv_elsewhere",
@@ -82,6 +86,7 @@ class Account:
         "pool_limit",
         "pricer",
         "retries",
+        "shadow",
     )
 
     def __init__(self, entitlement: Entitlement, pricing: Pricing, now: float) -> None:
@@ -89,6 +94,8 @@ class Account:
         self.is_spot = entitlement.tier is Tier.SPOT
         self.is_preemptible = entitlement.is_preemptible
         """The value that the ledger counts with; see ``Ledger.reconfigure``."""
+        self.is_plain = entitlement.is_plain
+        """Whether its requests need no rule but limits: a request costs one comparison then."""
         self.is_active = False
         """Whether the account is in ``ActiveAccounts``. Only ``ActiveAccounts`` changes this."""
         self.plan = 0
@@ -97,10 +104,14 @@ class Account:
         """The time of that plan. The debt of an idle account is its debt at that time."""
         self.has_peers = False
         """See ``PoolView``, also for the other fields of the same names."""
+        self.budgets: tuple[Budget, ...] = ()
+        """The budgets of its requests: those of its own quotas, and of its groups'."""
         self.pricer = Pricer(entitlement, pricing)
         self.bucket = TokenBucket(now)
         self.meter = Meter(now)
         self.retries = Retries()
+        self.shadow = None if entitlement.enforce else Shadow()
+        """The decisions and the surplus of an entitlement that is not enforced; ``None`` otherwise."""
         self.limit = NOTHING
         """The amount that may be used here. Its rate is pool-wide: the bucket holds this sidecar's part of
         it."""

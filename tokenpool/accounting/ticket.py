@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tokenpool.accounting.account import Account
-from tokenpool.outcomes import Ending
+from tokenpool.accounting.shadow import Shadow
+from tokenpool.outcomes import Ending, Verdict
 from tokenpool.pricing.cost import Ask, Cost
+from tokenpool.quotas.budget import QuotaHold
 
 
 class TicketEnded(Exception):
@@ -48,6 +50,7 @@ class Ticket:
         "cost",
         "ending",
         "has_begun",
+        "hold",
         "is_borrowed",
         "is_guaranteed",
         "kv_held",
@@ -55,6 +58,8 @@ class Ticket:
         "output_held",
         "place",
         "streams",
+        "surplus",
+        "verdict",
     )
 
     def __init__(
@@ -73,6 +78,8 @@ class Ticket:
         """Output tokens that the reservation covers, over all sequences."""
         self.place = place
         """The place at which the request runs; ``None`` for the engine of this sidecar."""
+        self.hold: QuotaHold | None = None
+        """The tokens that it holds of its quotas; ``None`` without quotas."""
         self.ending: Ending | None = None
         """The ending; ``None`` while the request runs."""
         self.streams = True
@@ -83,6 +90,11 @@ class Ticket:
         """Whether the request runs beyond its entitlement's limit, on free capacity of the pool."""
         self.is_guaranteed = False
         """Whether the request was inside its entitlement's guarantee when it was admitted."""
+
+        self.verdict: Verdict | None = None
+        """The decision that is not enforced; ``None`` for an enforced request."""
+        self.surplus: Shadow | None = None
+        """The place where the use is counted instead of the account, if enforcement would not run it."""
 
     def require_running(self) -> None:
         """Raise ``TicketEnded`` if the ticket has ended."""

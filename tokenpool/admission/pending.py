@@ -12,6 +12,7 @@ from tokenpool.accounting.account import Account
 from tokenpool.amounts import Dimension
 from tokenpool.entitlements import Tier
 from tokenpool.pricing.cost import Ask, Cost
+from tokenpool.quotas.budget import Budget, QuotaHold
 
 RANKS = {Tier.GUARANTEED: 0, Tier.ELASTIC: 1, Tier.SPOT: 3}
 """The order of the tiers in the admission queue."""
@@ -51,11 +52,13 @@ class PendingRequest:
         "arrived_at",
         "ask",
         "body",
+        "budgets",
         "cost",
         "deadline",
         "entered_at",
         "first_answer_at",
         "has_left",
+        "hold",
         "is_counted",
         "is_guest",
         "is_listed",
@@ -105,15 +108,14 @@ class PendingRequest:
         """The time of arrival. All times here are in seconds of the sidecar's monotonic clock."""
         self.longest_wait_s = longest_wait_s
         """The longest wait in seconds that the entitlement's tier and SLO allow."""
-        self.leaves_by = arrived_at + longest_wait_s
-        """The time at which its waits for room end at the latest."""
+        self.leaves_by = self.deadline = arrived_at + longest_wait_s
+        """The time at which its waits for room end at the latest, and that of the current wait."""
         self.tier = account.entitlement.tier
         self.rank = RANKS[self.tier]
         self.number = 0
         """The position in the order of arrival."""
         self.entered_at = arrived_at
         """The start of the current wait."""
-        self.deadline = arrived_at + longest_wait_s
         self.line = account.entitlement.name
         """The line in which it waits for room: that of its entitlement. Each guest gets its own."""
         self.waits_for = WaitsFor.LIMIT
@@ -130,6 +132,10 @@ class PendingRequest:
         """The replicas that were probed for it (``placement.MOST_PROBED``)."""
         self.may_prefer = True
         """Whether it may go to the replica that has its prompt in its cache."""
+        self.budgets: tuple[Budget, ...] = ()
+        """The budgets of its quotas, while it waits for portions of them."""
+        self.hold: QuotaHold | None = None
+        """The tokens that it holds of its quotas; ``None`` without quotas, or while it waits for them."""
         self.limited_by = ""
         """The id of the caller's credential, if that has a limit of its own, which counts this request."""
         self.is_counted = False

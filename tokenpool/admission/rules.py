@@ -23,11 +23,16 @@ from tokenpool.amounts import NOTHING, Amount, Dimension
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.outcomes import Reason
 from tokenpool.pricing.cost import Ask, Cost
+from tokenpool.quotas.budget import Exhausted
 
 SHORTEST_WAIT_S = 0.05
 """The shortest time in seconds that a refusal asks its client to wait: about two decode steps."""
 LONGEST_WAIT_S = 600.0
 """The longest time in seconds that a refusal asks its client to wait."""
+
+QUOTA_RETRY_S = 1.0
+"""The time in seconds after which a request is sent again that the rest of a quota would cover, if running
+requests did not hold it. They end after seconds."""
 
 
 class EngineQueue(enum.Enum):
@@ -62,6 +67,8 @@ class Shed:
     expected_s: float = math.inf
     """The expected seconds until the next request fits, without a bound. The admission queue uses this
     number."""
+    quota: Exhausted | None = None
+    """The quota that does not cover the request, if that is the reason."""
 
 
 def admit(
@@ -89,13 +96,9 @@ def admit(
         return refusal
     if not is_counted:
         account.meter.offer(cost, is_retry=is_retry)
-    limit = account.limit
-    if account.bucket.refill(now) <= 0:
-        return _over_throughput(account, cost) if account.level <= 0 else _not_in_time(account, cost)
-    if account.kv_in_use + cost.kv_tokens > limit.kv_tokens:
-        return _over_gauge(account, cost, Dimension.KV_TOKENS)
-    if account.concurrency_in_use + cost.sequences > limit.concurrency:
-        return _over_gauge(account, cost, Dimension.CONCURRENCY)
+    refusal = over_limit(account, cost, now)
+    if refusal is not None:
+        return refusal
     if place is None:
         refusal = engine_full(ledger, account, cost, room, may_queue=may_queue)
         if refusal is not None:
@@ -112,6 +115,44 @@ def never_fits(ceiling: Amount, cost: Cost, room: EngineRoom) -> Shed | None:
         return _never(Dimension.CONCURRENCY, min(ceiling.concurrency, room.slots), sequences)
     if ceiling.tokens_per_second <= 0:
         return _never(Dimension.TOKENS_PER_SECOND, ceiling.tokens_per_second, cost.throughput)
+    return None
+
+
+def over_quota(quota: Exhausted) -> Shed:
+    """The refusal of a request that a quota does not cover.
+
+    If running requests hold the rest of the quota, the time is that of a short wait. Otherwise it is the time
+    until the window ends.
+    """
+    reason = Reason.INSUFFICIENT_QUOTA if quota.is_final else Reason.QUOTA_IN_USE
+    wait = quota.resets_in_s if quota.is_final else min(quota.resets_in_s, QUOTA_RETRY_S)
+    return Shed(reason, Dimension.TOKENS_PER_SECOND, quota.tokens, quota.spent, quota.cost, wait, quota=quota)
+
+
+def over_limit(account: Account, cost: Cost, now: float) -> Shed | None:
+    """The refusal of a request beyond the amount that the account may use here; ``None`` if it is within."""
+    limit = account.limit
+    if account.bucket.refill(now) <= 0:
+        return _over_throughput(account, cost) if account.level <= 0 else _not_in_time(account, cost)
+    if account.kv_in_use + cost.kv_tokens > limit.kv_tokens:
+        return _over_gauge(account, cost, Dimension.KV_TOKENS)
+    if account.concurrency_in_use + cost.sequences > limit.concurrency:
+        return _over_gauge(account, cost, Dimension.CONCURRENCY)
+    return None
+
+
+def over_pool_limit(account: Account, cost: Cost) -> Shed | None:
+    """The refusal of a request beyond its entitlement's pool-wide limit, as last known here; else ``None``.
+
+    A request within that limit would get a lease soon.
+    """
+    limit = account.pool_limit
+    if account.level <= 0:
+        return _over_throughput(account, cost)
+    if account.kv_in_use + account.kv_elsewhere + cost.kv_tokens > limit.kv_tokens:
+        return _over_gauge(account, cost, Dimension.KV_TOKENS)
+    if account.concurrency_in_use + account.concurrency_elsewhere + cost.sequences > limit.concurrency:
+        return _over_gauge(account, cost, Dimension.CONCURRENCY)
     return None
 
 

@@ -16,24 +16,38 @@ from dataclasses import replace
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.bucket import TokenBucket
 from tokenpool.accounting.ledger import Ledger
+from tokenpool.accounting.shadow import Shadow, refused
 from tokenpool.accounting.ticket import Place, Ticket
 from tokenpool.admission.affinity import Cached, PrefixCaches
 from tokenpool.admission.pending import RANK_BEYOND, PendingRequest, Standing, WaitsFor
 from tokenpool.admission.placement import KnownPeer, PeerAsk, Placement
 from tokenpool.admission.preemption import Preemption
 from tokenpool.admission.queue import AdmissionQueue
-from tokenpool.admission.rules import EngineQueue, Shed, admit, engine_full, refused_with_any_lease
+from tokenpool.admission.rules import (
+    EngineQueue,
+    Shed,
+    admit,
+    engine_full,
+    never_fits,
+    over_limit,
+    over_pool_limit,
+    over_quota,
+    refused_with_any_lease,
+)
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.capacity.slo_controller import SloController
 from tokenpool.control.effects import Effects
 from tokenpool.control.guests import GUEST_ASK, Guests
 from tokenpool.control.preferring import Preferred, Preferring
+from tokenpool.control.quota_waits import QuotaWaits
 from tokenpool.entitlements import Tier
 from tokenpool.leases.leases import Leases
 from tokenpool.leases.messages import MOST_ROOM, POOL_BUCKET_S, ReplicaRoom
-from tokenpool.outcomes import Ending, Reason
+from tokenpool.outcomes import Decision, Ending, Reason, Verdict
 from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Ask, Cost, Usage
+from tokenpool.quotas.budget import Budget, Exhausted, QuotaHold
+from tokenpool.quotas.quotas import Quotas
 
 LIMITED = frozenset({Reason.TOKENS_PER_SECOND, Reason.KV_TOKENS, Reason.CONCURRENCY})
 """The reasons of a refusal by a limit."""
@@ -84,13 +98,17 @@ class AdmissionControl:
         self.slo = SloController(now)
         self.preemption = Preemption()
         self.preferring = Preferring()
+        self.quota_waits: QuotaWaits | None = None
+        """The requests that wait for portions of their quotas; ``None`` until a quota is configured."""
         self._has_slo_feedback = has_slo_feedback
         self._effects = Effects()
 
     @property
     def has_waiting(self) -> bool:
         """Whether a request waits."""
-        queue = self.queue
+        queue, quotas = self.queue, self.quota_waits
+        if quotas is not None and len(quotas) > 0:
+            return True
         return queue.waiting_for_room > 0 or queue.is_any_waiting_for_lease or self.preferring.is_any_asking
 
     @property
@@ -121,6 +139,7 @@ class AdmissionControl:
         request: object = None,
         streams: bool = True,
         arrived_at: float | None = None,
+        budgets: tuple[Budget, ...] = (),
     ) -> Ticket | PendingRequest | Shed:
         """Decide a priced request, or make it wait. A ticket must be settled exactly once.
 
@@ -128,7 +147,38 @@ class AdmissionControl:
         pending request keeps. ``streams`` states whether the sidecar will see the answer's first token.
         ``arrived_at`` is the time of arrival of a request that was admitted before and is placed again: it
         keeps its deadline, its demand is counted already, and it is not handed over for a cache only.
+        ``budgets`` are those of its quotas. They are decided first, and hold its cost until its end.
         """
+        if not budgets:
+            return self._offer(account, ask, cost, now, body, request, streams, arrived_at)
+        quotas = self.quota_waits
+        assert quotas is not None
+        found = quotas.quotas.cover(budgets, cost.throughput, now)
+        if isinstance(found, Exhausted):
+            return over_quota(found)
+        if found is None:
+            pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
+            quotas.begin(pending, budgets, now)
+            return pending
+        outcome = self._offer(account, ask, cost, now, body, request, streams, arrived_at)
+        if isinstance(outcome, Shed):
+            found.settle(0.0)
+        else:
+            outcome.hold = found
+        return outcome
+
+    def _offer(
+        self,
+        account: Account,
+        ask: Ask,
+        cost: Cost,
+        now: float,
+        body: bytes,
+        request: object,
+        streams: bool,
+        arrived_at: float | None,
+    ) -> Ticket | PendingRequest | Shed:
+        """Decide a request that its quotas cover, or make it wait."""
         if not account.is_active:
             self.active.touch(account, now)
         leases = self.leases
@@ -198,6 +248,74 @@ class AdmissionControl:
             return pending
         return self._last_try(pending, outcome, now)
 
+    def offer_shadow(
+        self,
+        account: Account,
+        shadow: Shadow,
+        ask: Ask,
+        cost: Cost,
+        now: float,
+        *,
+        streams: bool = True,
+        refusal: Reason | None = None,
+    ) -> Ticket:
+        """Admit a request whose decision is not enforced to the engine here, at once.
+
+        ``shadow`` is the account's own. ``refusal`` is the reason of a refusal before this decision. The
+        ticket has the verdict. The request neither waits nor moves, and no other request ends or waits for
+        it. If enforcement would run it, it is counted like any other request; otherwise it is surplus.
+        """
+        if not account.is_active:
+            self.active.touch(account, now)
+        verdict = refused(refusal) if refusal is not None else self._verdict(account, shadow, cost, now)
+        shadow.count(verdict)
+        if verdict.decision.is_surplus:
+            ticket = self.ledger.count_surplus(account, shadow, ask, cost, now)
+        else:
+            ticket = self.ledger.reserve(account, ask, cost, now)
+            ticket.is_guaranteed = account.is_inside_guarantee()
+            ticket.is_borrowed = account.take_borrowed()
+        ticket.verdict, ticket.streams = verdict, streams
+        return ticket
+
+    def _verdict(self, account: Account, shadow: Shadow, cost: Cost, now: float) -> Verdict:
+        """What enforcement would do with a request. Its demand counts, as that of a request that is shed."""
+        never = never_fits(account.entitlement.ceiling, cost, self.room)
+        if never is not None:
+            return Verdict(Decision.SHED, never.reason)
+        account.meter.offer(cost)
+        shed = self._limited(account, cost, now)
+        if shed is None and not self._has_room_elsewhere(cost, now):
+            shed = engine_full(self.ledger, account, cost, self.room)
+        longest_s = self.queue.settings.longest_wait_s(account)
+        if shed is None:
+            behind = shadow.behind(longest_s, now)
+            if behind is None:
+                return Verdict(Decision.ADMIT)
+            account.return_loan()
+            return behind
+        account.return_loan()
+        expected_s = shed.expected_s
+        if shed.reason is not Reason.TOKENS_PER_SECOND:
+            # Requests that would wait run beyond the limit here. Room becomes free at the limit's rate only.
+            expected_s *= max(shed.in_use / max(shed.limit, 1.0), 1.0)
+        is_queued = shadow.waits(shed.reason, expected_s, longest_s, now)
+        return Verdict(Decision.QUEUE if is_queued else Decision.SHED, shed.reason)
+
+    def _limited(self, account: Account, cost: Cost, now: float) -> Shed | None:
+        """The refusal by a limit, as if the request had waited for the lease store; ``None`` within it."""
+        leases = self.leases
+        if leases is None:
+            shed = over_limit(account, cost, now)
+            may_run = shed is None or self._borrow(account, cost, now)
+        elif leases.covers(account, cost, now):
+            shed = over_limit(account, cost, now)
+            may_run = shed is None
+        else:
+            shed = over_pool_limit(account, cost)
+            may_run = shed is None or not leases.has_limits or leases.borrow(account, cost, now)
+        return None if may_run else shed
+
     def _send_elsewhere(self, pending: PendingRequest, now: float) -> PeerAsk | None:
         """The ask to send together with a request that has just arrived and has no room here.
 
@@ -258,10 +376,16 @@ class AdmissionControl:
 
         Returns its ticket if it was admitted already. The caller must settle it.
         """
+        hold, pending.hold = pending.hold, None
         preferred = self.preferring.end(pending)
         if preferred is not None:
             self._effects.cancel([preferred.ask])
+            preferred.ticket.hold = hold
             return preferred.ticket
+        if hold is not None:
+            hold.settle(0.0)
+        if self.quota_waits is not None and self.quota_waits.withdraw(pending):
+            return None
         self._leave(pending, now)
         if self.leases is not None:
             self.leases.waits.withdraw(pending)
@@ -491,6 +615,39 @@ class AdmissionControl:
         """
         return self.preemption.is_guarantee_starting(now) or self.queue.needs_engine
 
+    # --- quotas ---
+
+    def follow_quotas(self, quotas: Quotas) -> None:
+        """Quotas are configured: requests may have budgets from now on."""
+        if self.quota_waits is None:
+            self.quota_waits = QuotaWaits(quotas)
+
+    def serve_quota_waits(self, now: float) -> None:
+        """Portions have changed, or a deadline has passed: end the waits that are over."""
+        waits = self.quota_waits
+        if waits is None or not len(waits):
+            return
+        for pending, found in waits.due(now):
+            if isinstance(found, QuotaHold):
+                pending.hold = found
+                self._offer_again(pending, now)
+            else:
+                self._decided(pending, over_quota(found))
+
+    def _offer_again(self, pending: PendingRequest, now: float) -> None:
+        """Decide a request whose quotas cover it now, or make it wait for a lease or for room."""
+        account, leases = pending.account, self.leases
+        pending.entered_at, pending.first_answer_at = now, math.inf
+        if not account.is_active:
+            self.active.touch(account, now)
+        if leases is not None and not leases.covers(account, pending.cost, now):
+            if leases.wait(pending, max(pending.leaves_by - now, 0.0), now):
+                return
+        elif self.queue.has_waiting(account) and self._enter(pending, None, now):
+            account.return_loan()
+            return
+        self._decide_pending(pending, now, was_queued=False)
+
     # --- waiting requests ---
 
     def serve(self, now: float, ended: Account | None = None) -> None:
@@ -528,6 +685,8 @@ class AdmissionControl:
     def wakes_at(self) -> float:
         """The time of the next ``wake``; infinite while no request waits."""
         at = min(self.queue.wakes_at(), self.preferring.wakes_at())
+        if self.quota_waits is not None:
+            at = min(at, self.quota_waits.wakes_at())
         if self.leases is not None:
             at = min(at, self.leases.waits.wakes_at())
         return at
@@ -536,7 +695,9 @@ class AdmissionControl:
         """Decide the requests whose deadline has passed, or whose entitlement's bucket has refilled."""
         for pending, preferred in self.preferring.overdue(now):
             self._effects.cancel([preferred.ask])
-            self._effects.decide(pending, preferred.ticket)
+            self._decided(pending, preferred.ticket)
+        if self.quota_waits is not None and self.quota_waits.wakes_at() <= now:
+            self.serve_quota_waits(now)
         leases = self.leases
         if leases is not None and leases.waits.wakes_at() <= now:
             leases.wake(now)
@@ -567,7 +728,7 @@ class AdmissionControl:
                     return
                 if self._enter(pending, outcome, now):
                     return
-                self._effects.decide(pending, self._last_try(pending, outcome, now))
+                self._decided(pending, self._last_try(pending, outcome, now))
                 return
             # The deadline may have passed in a pause of this process. Or the lease has just gone to another
             # sidecar: inside its guarantee, the request gets it back.
@@ -587,6 +748,16 @@ class AdmissionControl:
         """Deliver a decision. An admitted request may first ask the replica with its prompt in the cache."""
         if isinstance(outcome, Ticket) and self._prefers_another(pending, outcome, now):
             return
+        self._decided(pending, outcome)
+
+    def _decided(self, pending: PendingRequest, outcome: Ticket | Shed) -> None:
+        """Deliver a decision. What the request holds of its quotas goes to its ticket, or is returned."""
+        hold, pending.hold = pending.hold, None
+        if hold is not None:
+            if isinstance(outcome, Ticket):
+                outcome.hold = hold
+            else:
+                hold.settle(0.0)
         self._effects.decide(pending, outcome)
 
     def _waits_for_lease(self, pending: PendingRequest, shed: Shed, now: float) -> bool:
@@ -665,7 +836,7 @@ class AdmissionControl:
         """The preferred replica offers room. Returns whether the request moves there."""
         ticket, ask = preferred.ticket, preferred.ask
         self.preferring.end(pending)
-        self._effects.decide(pending, ticket)
+        self._decided(pending, ticket)
         if ticket in self.preemption.ending:
             return False
         self.ledger.move(ticket, ask.place)
@@ -717,7 +888,7 @@ class AdmissionControl:
             return False
         self.preferring.runs(outcome, ask.preference)
         self._leave(pending, now)
-        self._effects.decide(pending, outcome)
+        self._decided(pending, outcome)
         # The next request of the entitlement is tried now, and asks. Its retry would come 2 ms later.
         for following in self.queue.due_of(pending.account, now):
             self._decide_pending(following, now, was_queued=True)
@@ -727,7 +898,7 @@ class AdmissionControl:
         """A request cannot take room elsewhere: it keeps waiting, or is shed if it has left the queue."""
         if pending.has_left:
             self._note_shed(pending, shed, now)
-            self._effects.decide(pending, shed)
+            self._decided(pending, shed)
         else:
             self.queue.change(pending, _reason(shed), _retry_in_s(shed), shed.dimension)
 
@@ -743,7 +914,7 @@ class AdmissionControl:
         preferred = self.preferring.of(ask.pending)
         if preferred is not None and preferred.ask is ask:
             self.preferring.end(ask.pending)
-            self._effects.decide(ask.pending, preferred.ticket)
+            self._decided(ask.pending, preferred.ticket)
             return
         pending = ask.pending
         if ask.is_probe and not has_failed:
@@ -785,8 +956,10 @@ class AdmissionControl:
         ledger, room = self.ledger, self.room
         if not self.is_serving:
             return ReplicaRoom(0.0, 0.0, ledger.spent)
+        # Surplus counts here: a request that has room on another replica should run there.
         sequences = room.slots - room.reserved_slots - ledger.concurrency_in_use - room.foreign_sequences
-        kv_tokens = room.kv_tokens - ledger.kv_in_use - room.foreign_kv_tokens
+        sequences -= ledger.surplus_concurrency
+        kv_tokens = room.kv_tokens - ledger.kv_in_use - room.foreign_kv_tokens - ledger.surplus_kv
         return ReplicaRoom(
             min(max(kv_tokens, 0.0), MOST_ROOM),
             max(sequences - self.queue.waiting_for_engine, 0.0),
@@ -833,7 +1006,8 @@ class AdmissionControl:
         if ticket.is_guaranteed and ticket.streams and self._has_slo_feedback:
             entitlement = ticket.account.entitlement
             promised_ms = entitlement.slo.ttft_ms
-            if promised_ms is not None and entitlement.tier is Tier.GUARANTEED:
+            is_enforced = ticket.verdict is None  # no slot is reserved for another request
+            if promised_ms is not None and entitlement.tier is Tier.GUARANTEED and is_enforced:
                 self.slo.observe(seconds, promised_ms / 1000)
 
     def settle(

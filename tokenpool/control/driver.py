@@ -27,6 +27,8 @@ from tokenpool.leases.sync import LeaseSync
 from tokenpool.outcomes import Ending
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.pricing.cost import Usage
+from tokenpool.quotas.messages import QuotaAnswer, QuotaMessage
+from tokenpool.quotas.quotas import Crossed, Quotas
 
 NOTHING_SPENT = Usage(0, 0)
 
@@ -59,6 +61,9 @@ class Ports(Protocol):
 
     def send_message(self, message: Message) -> None:
         """Send a message to the lease store without waiting. ``answered`` or ``failed`` follows."""
+
+    def send_quotas(self, message: QuotaMessage) -> None:
+        """Send a message about quotas without waiting. ``quotas_answered`` or ``quotas_failed`` follows."""
 
     def ask(self, ask: PeerAsk) -> None:
         """Ask another replica for room, without waiting. ``peer_offered`` or ``peer_refused`` follows."""
@@ -147,6 +152,8 @@ class Driver:
             self._perform()
         if sync is not None and sync.is_message_due:
             self._send(self._ports.now())
+        if control.quota_waits is not None and control.quota_waits.quotas.is_due:
+            self._send_quotas(control.quota_waits.quotas, is_regular=False)
         if control.has_waiting or self._wakes_at < math.inf:
             self._set_alarm()
 
@@ -280,6 +287,62 @@ class Driver:
         self.control.serve_lease_waits(self._ports.now())
         self.act()
         self._send(self._ports.now())
+
+    # --- quotas ---
+
+    @property
+    def _quotas(self) -> Quotas | None:
+        waits = self.control.quota_waits
+        return waits.quotas if waits is not None else None
+
+    def tick_quotas(self) -> list[Crossed]:
+        """State what was spent, once per interval. Returns the levels to report. No effect without quotas."""
+        quotas = self._quotas
+        if quotas is None:
+            return []
+        crossed = quotas.tick(self._ports.now())
+        self._send_quotas(quotas, is_regular=True)
+        return crossed
+
+    def quotas_answered(self, message: QuotaMessage, answer: QuotaAnswer) -> list[Crossed]:
+        """The lease store answered a message about quotas. Returns the levels to report."""
+        quotas = self._quotas
+        if quotas is None:
+            return []
+        sent_at = quotas.sent_at
+        crossed = quotas.answered(message, answer, self._ports.now())
+        self._act_on_quotas(sent_at)
+        return crossed
+
+    def quotas_failed(self, message: QuotaMessage) -> None:
+        """A message about quotas was not answered in time."""
+        quotas = self._quotas
+        if quotas is not None:
+            sent_at = quotas.sent_at
+            quotas.failed(message)
+            self._act_on_quotas(sent_at)
+
+    def _act_on_quotas(self, sent_at: float) -> None:
+        control, now = self.control, self._ports.now()
+        if control.quota_waits is not None:
+            control.quota_waits.answered(sent_at, now)
+        control.serve_quota_waits(now)
+        self.act()
+
+    def last_quotas(self) -> QuotaMessage | None:
+        """The last message about quotas, which returns all portions. Call it after ``stop``."""
+        quotas = self._quotas
+        return quotas.last_message() if quotas is not None else None
+
+    def _send_quotas(self, quotas: Quotas, *, is_regular: bool) -> None:
+        if self._is_stopped:
+            return
+        try:
+            message = quotas.message(self._ports.now(), is_regular=is_regular)
+            if message is not None:
+                self._ports.send_quotas(message)
+        except Exception as error:
+            self._ports.failed("a message about quotas could not be made", error)
 
     def learned(self, limits: Mapping[str, Limit], terms: IdleTerms) -> None:
         """All limits were read from the lease store."""

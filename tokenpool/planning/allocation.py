@@ -13,7 +13,10 @@ claim a plan took a fifth more instructions.
 The model is Leontief's: the requests of an entitlement use all dimensions in the proportions of its demand.
 So an allocation is a share ``x`` of the demand vector, from 0 to 1. It is never less than the part of the
 guarantee that is in demand. A ceiling in one dimension scales the whole vector, so no entitlement gets
-capacity that it cannot use. ``filling`` finds the shares.
+capacity that it cannot use. ``filling`` finds the shares, or ``tree_filling`` if the pool has groups.
+
+Groups form a tree. Stages 2 and 3 divide at each level of it. The ceiling of a group bounds its members
+together. In stage 1 its members with demand also get the part of its guarantee that is beyond theirs.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Tier
-from tokenpool.planning.claims import Claim, FairShare, Share
+from tokenpool.planning.claims import Claim, FairShare, GroupClaim, Share
 from tokenpool.planning.filling import Filling
 from tokenpool.planning.idle import IdleTerms
+from tokenpool.planning.tree import Tree
 from tokenpool.planning.vectors import DIMENSIONS, EPSILON, Vector, counted, dominant_shares, larger, smaller
 
 _ALL = 1 - EPSILON
@@ -38,24 +42,36 @@ class Division:
     The parts that do not depend on weights (demands within ceilings, guarantees) are computed once.
     """
 
-    def __init__(self, capacity: Amount, claims: Sequence[Claim]) -> None:
+    def __init__(self, capacity: Amount, claims: Sequence[Claim], groups: Sequence[GroupClaim] = ()) -> None:
         tokens, cache, sequences = counted(capacity.values())
         self._capacity = (tokens, cache, float(math.floor(sequences + EPSILON)))
         """Live capacity, in whole sequences."""
         ordered = sorted(claims, key=lambda claim: claim.name)
-        self._groups = [
-            _Group([claim for claim in ordered if (claim.tier is Tier.SPOT) is is_spot], self._capacity)
-            for is_spot in (False, True)
+        trees = [Tree(groups), Tree(groups)] if groups else [None, None]
+        self._stages = [
+            _Stage([claim for claim in ordered if (claim.tier is Tier.SPOT) is is_spot], self._capacity, tree)
+            for is_spot, tree in zip((False, True), trees, strict=True)
         ]
-        """The groups in filling order: spot gets the capacity that the others leave."""
-        _assure_guarantees(self._groups, self._capacity)
+        """The claims in filling order: spot gets the capacity that the others leave."""
+        self._is_assured = False
         self._left = self._divide()
 
-    def reweigh(self, weights: Mapping[str, tuple[float, float]]) -> None:
-        """Divide again, with another weight and priority for each claim, by name."""
-        for group in self._groups:
-            group.weights = [weights[claim.name][0] for claim in group.claims]
-            group.priorities = [weights[claim.name][1] for claim in group.claims]
+    def reweigh(
+        self,
+        weights: Mapping[str, tuple[float, float]],
+        group_weights: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
+        """Divide again, with another weight and priority for each claim and each group, by name.
+
+        The priority of a group adds to those of its members.
+        """
+        for stage in self._stages:
+            stage.weights = [weights[claim.name][0] for claim in stage.claims]
+            stage.priorities = [weights[claim.name][1] for claim in stage.claims]
+            if stage.tree is not None and group_weights is not None:
+                stage.tree.reweigh(group_weights)
+                added = stage.tree.priorities(len(stage.claims))
+                stage.priorities = [a + b for a, b in zip(stage.priorities, added, strict=True)]
         self._left = self._divide()
 
     def shares(self) -> dict[str, Share]:
@@ -64,13 +80,13 @@ class Division:
         Spot has no floor while other claims have unmet demand. With a floor, eight spot tenants took a sixth
         of a pool from elastic tenants, which retry less often.
         """
-        others, spot = self._groups
+        others, spot = self._stages
         return others.shares(self._left) | spot.shares(self._left, has_floor=not self.others_want)
 
     @property
     def others_want(self) -> bool:
-        """Whether a claim other than spot wants more than it was granted."""
-        return not all(self._groups[0].are_satisfied)
+        """Whether a claim other than spot wants more than it was granted, and no group's ceiling forbids."""
+        return self._stages[0].wants_more
 
     def idle_terms(self) -> IdleTerms:
         """The terms for any claim without demand."""
@@ -78,33 +94,52 @@ class Division:
 
     def fair_shares(self) -> dict[str, FairShare]:
         """The dominant share of each claim, by name."""
-        others, spot = self._groups
+        others, spot = self._stages
         return others.fair_shares() | spot.fair_shares()
 
     def _divide(self) -> Vector:
-        """Run stages 2 and 3; returns the capacity that is left.
+        """Run stages 1 to 3; returns the capacity that is left.
 
         While other claims have unmet demand, spot is filled from whole sequences only. A remaining part of a
         sequence can run no request, but it took tokens from the headroom of the others.
         """
-        others, spot = self._groups
+        others, spot = self._stages
+        if not self._is_assured or others.tree is not None:
+            # In a tree, the rest of a group's guarantee is divided by the weights of its members.
+            _assure_guarantees(self._stages, self._capacity)
+            self._is_assured = True
         tokens, cache, sequences = _fill(others, self._capacity)
         if self.others_want:
             sequences = float(math.floor(sequences + EPSILON))
-        return _fill(spot, (tokens, cache, sequences))
+        if others.tree is not None and spot.tree is not None:
+            spot.tree.limit_to(others.tree.rooms_after(others.grants()))
+        left = _fill(spot, (tokens, cache, sequences))
+        if others.tree is not None and spot.tree is not None:
+            others.rooms = spot.rooms = spot.tree.rooms_after(spot.grants())
+        return left
 
 
-class _Group:
+class _Stage:
     """Claims that are filled together, with their state in the stages. Each list has one item per claim."""
 
-    def __init__(self, claims: Sequence[Claim], capacity: Vector) -> None:
+    def __init__(self, claims: Sequence[Claim], capacity: Vector, tree: Tree | None) -> None:
         self.claims = claims
+        self.tree = tree
+        """The groups of the claims; ``None`` if the pool has no groups."""
+        self.rooms: Mapping[str, Vector] = {}
+        """By group with a ceiling: the room that all stages leave below it."""
+        if tree is not None:
+            tree.place([claim.group for claim in claims])
         self._capacity = capacity
         self.weights = [claim.weight for claim in claims]
         self.priorities = [claim.priority for claim in claims]
         self.demands = [_within_ceiling(claim) for claim in claims]
         self.dominants = dominant_shares(self.demands, capacity)
         """The largest share of capacity in each demand."""
+        self.guarantees = [
+            smaller(counted(claim.guarantee.values()), demand)
+            for claim, demand in zip(claims, self.demands, strict=True)
+        ]
         self.held: list[Vector] = []
         """The part of each guarantee that is in demand and within capacity."""
         self.parts: list[float] = []
@@ -147,10 +182,31 @@ class _Group:
             if rest > EPSILON and rest > EPSILON * sequences and whole + 1 <= ceiling:
                 wanting.append((-(rest + self.priorities[index]), index))
         wanting.sort()
-        extra = max(min(int(available), len(wanting)), 0)
-        for _, index in wanting[:extra]:
+        chosen = [index for _, index in wanting]
+        if self.tree is not None:
+            chosen = self.tree.within_rooms(chosen, rounded)
+        extra = max(min(int(available), len(chosen)), 0)
+        for index in chosen[:extra]:
             rounded[index] += 1
         return max(available - extra, 0.0)
+
+    def grants(self) -> list[Vector]:
+        """The amounts after rounding."""
+        return [(a, b, c) for (a, b, _), c in zip(self._granted, self._sequences, strict=True)]
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether a claim wants more than it was granted, and no ceiling of a group forbids it."""
+        if self.tree is None:
+            return not all(self.are_satisfied)
+        return not all(
+            is_satisfied or bound is not None
+            for is_satisfied, bound in zip(self.are_satisfied, self.bounds(), strict=True)
+        )
+
+    def bounds(self) -> Sequence[str | None]:
+        """By claim: the group whose ceiling keeps it from more."""
+        return [None] * len(self.claims) if self.tree is None else self.tree.bounds()
 
     @property
     def are_satisfied(self) -> list[bool]:
@@ -162,9 +218,11 @@ class _Group:
     def shares(self, headroom: Vector, *, has_floor: bool = True) -> dict[str, Share]:
         """The share of each claim, by name. Without ``has_floor`` limits are not raised to floors."""
         shares = {}
-        more_tokens, more_cache, more_sequences = headroom
-        for claim, (tokens, cache, _), sequences in zip(
-            self.claims, self._granted, self._sequences, strict=True
+        more = [headroom] * len(self.claims)
+        if self.tree is not None:
+            more = self.tree.headroom(headroom, self.rooms, self.dominants)
+        for claim, (tokens, cache, _), sequences, (more_tokens, more_cache, more_sequences) in zip(
+            self.claims, self._granted, self._sequences, more, strict=True
         ):
             ceiling = claim.ceiling.values()
             whole = (tokens, cache, float(math.ceil(sequences - EPSILON)))
@@ -184,18 +242,26 @@ class _Group:
     def fair_shares(self) -> dict[str, FairShare]:
         """The dominant share that each claim was granted, before whole sequences."""
         return {
-            claim.name: FairShare(share, is_satisfied)
-            for claim, share, is_satisfied in zip(
-                self.claims, dominant_shares(self._granted, self._capacity), self.are_satisfied, strict=True
+            claim.name: FairShare(share, is_satisfied, None if is_satisfied else bound)
+            for claim, share, is_satisfied, bound in zip(
+                self.claims,
+                dominant_shares(self._granted, self._capacity),
+                self.are_satisfied,
+                self.bounds(),
+                strict=True,
             )
         }
 
 
-def _fill(group: _Group, left: Vector) -> Vector:
-    """Run stage 2 or 3 for one group; returns the capacity that is left."""
-    group.parts = Filling(group.demands, group.held, group.dominants, group.weights, left).run()
-    tokens, cache, sequences = group.grant(left)
-    return tokens, cache, group.round_sequences(sequences)
+def _fill(stage: _Stage, left: Vector) -> Vector:
+    """Run stage 2 or 3 for some claims; returns the capacity that is left."""
+    if stage.tree is None:
+        filling = Filling(stage.demands, stage.held, stage.dominants, stage.weights, left)
+        stage.parts = filling.run()
+    else:
+        stage.parts = stage.tree.fill(left)
+    tokens, cache, sequences = stage.grant(left)
+    return tokens, cache, stage.round_sequences(sequences)
 
 
 def _within_ceiling(claim: Claim) -> Vector:
@@ -208,19 +274,23 @@ def _within_ceiling(claim: Claim) -> Vector:
     return (a * scale, b * scale, c * scale)
 
 
-def _assure_guarantees(groups: Iterable[_Group], capacity: Vector) -> None:
-    """Run stage 1: guarantees up to demand, in proportion if live capacity is too small for all."""
-    for group in groups:
-        group.held = [
-            smaller(counted(claim.guarantee.values()), demand)
-            for claim, demand in zip(group.claims, group.demands, strict=True)
-        ]
+def _assure_guarantees(stages: Iterable[_Stage], capacity: Vector) -> None:
+    """Run stage 1: guarantees up to demand, in proportion if live capacity is too small for all.
+
+    The rest of a group's guarantee goes to its members with demand.
+    """
+    for stage in stages:
+        stage.held = list(stage.guarantees)
+        if stage.tree is not None:
+            stage.tree.prepare(stage.demands, stage.held, stage.dominants, stage.weights, capacity)
+            if any(claim.tier is not Tier.SPOT for claim in stage.claims):
+                stage.tree.top_up()
     scale = [1.0, 1.0, 1.0]
     for k in DIMENSIONS:
-        promised = math.fsum([held[k] for group in groups for held in group.held])
+        promised = math.fsum([held[k] for stage in stages for held in stage.held])
         if promised > capacity[k]:
             scale[k] = capacity[k] / promised
     a, b, c = scale
     if min(scale) < 1:
-        for group in groups:
-            group.held = [(x * a, y * b, z * c) for x, y, z in group.held]
+        for stage in stages:
+            stage.held[:] = [(x * a, y * b, z * c) for x, y, z in stage.held]

@@ -23,6 +23,20 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     """The largest recent request. The limit never excludes a request within the ceiling."""
     priority: float = 0.0
     """The claim with the highest priority gets a sequence that rounding leaves. The planner passes debt."""
+    group: str | None = None
+    """The group that has the claim as a member."""
+
+
+class GroupClaim(msgspec.Struct, frozen=True, gc=False):
+    """The input of an allocation for one group."""
+
+    name: str
+    parent: str | None
+    weight: float
+    """A number above 0, with the factor for debt."""
+    guarantee: Amount
+    """The capacity for all members together; zero if the group has none of its own."""
+    ceiling: Amount
 
 
 class Share(msgspec.Struct, frozen=True, gc=False):
@@ -43,3 +57,5 @@ class FairShare(msgspec.Struct, frozen=True, gc=False):
     """The largest share of live capacity in any dimension, 0 to 1."""
     is_satisfied: bool
     """Whether this part covers the whole demand."""
+    bound_by: str | None = None
+    """The group whose ceiling keeps it from more; ``None`` if none does."""

@@ -27,9 +27,16 @@ class IdleTerms(msgspec.Struct, frozen=True, array_like=True, gc=False):
     others_want: bool = False
     """Whether a claim other than spot wants more than it was granted."""
 
-    def share(self, tier: Tier, guarantee: Amount, ceiling: Amount, floor: Amount) -> Share:
-        """The share of one claim without demand. ``floor`` is as in ``Claim``."""
-        limit, bound = smaller(self.headroom, self.capacity), ceiling.values()
+    def share(
+        self, tier: Tier, guarantee: Amount, ceiling: Amount, floor: Amount, *, is_bounded: bool = False
+    ) -> Share:
+        """The share of one claim without demand. ``floor`` is as in ``Claim``.
+
+        ``is_bounded`` states that a group of the claim has a ceiling. Such a claim has no headroom: the terms
+        do not state the room of each group.
+        """
+        bound = ceiling.values()
+        limit: Vector = (0.0, 0.0, 0.0) if is_bounded else smaller(self.headroom, self.capacity)
         whole: Vector = (0.0, 0.0, 0.0)
         if tier is Tier.SPOT:
             if not self.others_want:
@@ -40,10 +47,12 @@ class IdleTerms(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return Share(NOTHING, Amount(*smaller(at_least, limit)), Amount(*limit))
 
 
-def idle_share(entitlement: Entitlement, terms: IdleTerms, floor: Amount) -> Share:
+def idle_share(
+    entitlement: Entitlement, terms: IdleTerms, floor: Amount, *, is_bounded: bool = False
+) -> Share:
     """The share of an entitlement without demand: exactly the share that a full plan would give.
 
-    ``floor`` is its largest request, and at least one sequence.
+    ``floor`` is its largest request, and at least one sequence. ``is_bounded`` is as in ``IdleTerms.share``.
     """
     guarantee = NOTHING if entitlement.tier is Tier.SPOT else entitlement.guarantee
-    return terms.share(entitlement.tier, guarantee, entitlement.ceiling, floor)
+    return terms.share(entitlement.tier, guarantee, entitlement.ceiling, floor, is_bounded=is_bounded)

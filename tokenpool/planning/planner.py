@@ -15,10 +15,11 @@ import msgspec
 
 from tokenpool.accounting.report import Report
 from tokenpool.amounts import NOTHING, Amount
-from tokenpool.entitlements import Entitlement, Slo, Tier
+from tokenpool.entitlements import Entitlement, Group, Slo, Tier
 from tokenpool.planning import debt as debts_of
 from tokenpool.planning.allocation import Division
-from tokenpool.planning.claims import Claim, FairShare, Share
+from tokenpool.planning.claims import Claim, Share
+from tokenpool.planning.groups import GroupTree, Standing, standings
 from tokenpool.planning.idle import ONE_SEQUENCE, IdleTerms, idle_share
 from tokenpool.planning.profiles import Profile, dominant_service, followed
 
@@ -63,6 +64,10 @@ class PlanInput:
     settings: PlannerSettings = _DEFAULTS
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     """The profiles of the last plan, by name."""
+    groups: Sequence[Group] = ()
+    """All groups of the pool."""
+    group_debts: Mapping[str, float] = field(default_factory=dict)
+    """The debts of groups of the last plan by name, in seconds of service."""
 
     def report(self, name: str) -> Report:
         """The report of one entitlement; an empty one if it has none."""
@@ -82,6 +87,17 @@ class EntitlementPlan(msgspec.Struct, frozen=True, gc=False):
     """Debt in seconds of service."""
 
 
+class GroupPlan(msgspec.Struct, frozen=True, gc=False):
+    """One group's part of a plan: the sums over its members, also over those of the groups below it."""
+
+    allocation: Amount = NOTHING
+    demand: Amount = NOTHING
+    fair_share: float = 0.0
+    """The sum of its members' fair shares."""
+    debt: float = 0.0
+    """Debt in seconds of service, relative to the groups and entitlements beside it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The limits until the next tick."""
@@ -92,13 +108,17 @@ class Plan:
     """The profiles for the next plan."""
     idle: IdleTerms = IdleTerms()
     """The terms for every entitlement that is not in ``entitlements``: see ``idle_share``."""
+    groups: Mapping[str, GroupPlan] = field(default_factory=dict)
+    """All groups of the pool, by name."""
+    bounded: Set[str] = frozenset()
+    """The groups with a ceiling of their own or above them."""
 
     def part(self, entitlement: Entitlement) -> EntitlementPlan:
         """One entitlement's part of the plan. For an omitted entitlement: the part in a full plan."""
         found = self.entitlements.get(entitlement.name)
         if found is not None:
             return found
-        share = idle_share(entitlement, self.idle, ONE_SEQUENCE)
+        share = idle_share(entitlement, self.idle, ONE_SEQUENCE, is_bounded=entitlement.group in self.bounded)
         return EntitlementPlan(share.limit, share.assured, NOTHING, NOTHING, 0.0, 0.0)
 
 
@@ -116,8 +136,9 @@ def plan_steps(given: PlanInput) -> Generator[None, None, Plan]:
     """Like ``plan``, as a generator that returns the ``Plan``. The caller may do other work between steps."""
     capacity, entitlements, settings = given.capacity, given.entitlements, given.settings
     claims = [_claim(e, given.report(e.name)) for e in entitlements]
+    tree = GroupTree(given.groups)
     yield
-    division = Division(capacity, claims)
+    division = Division(capacity, claims, tree.claims())
     yield
     fair = division.fair_shares()
     profiles = followed(given.profiles, entitlements, given.reports, capacity, given.elapsed_s)
@@ -127,13 +148,24 @@ def plan_steps(given: PlanInput) -> Generator[None, None, Plan]:
         for name, profile in profiles.items()
     }
     yield
-    debts = _moved_debts(given, fair, service)
+    standing, group_standing = standings(tree, entitlements, fair, service)
+    debts = _moved_debts(given, given.debts, standing)
+    group_debts = _moved_debts(given, given.group_debts, group_standing)
     weights = {
         e.name: (_weight(e, debts[e.name], settings), debts[e.name] if settings.debt_gain else 0.0)
         for e in entitlements
     }
     yield
-    division.reweigh(weights)
+    division.reweigh(
+        weights,
+        {
+            group.name: (
+                group.weight * debts_of.weight_factor(group_debts[group.name], settings.debt_gain),
+                group_debts[group.name] if settings.debt_gain else 0.0,
+            )
+            for group in given.groups
+        },
+    )
     yield
     shares = division.shares()
     yield
@@ -155,7 +187,29 @@ def plan_steps(given: PlanInput) -> Generator[None, None, Plan]:
             fair[name].dominant_share,
             debts[name],
         )
-    return Plan(capacity, plans, profiles, division.idle_terms())
+    return Plan(
+        capacity,
+        plans,
+        profiles,
+        division.idle_terms(),
+        _group_plans(tree, claims, plans, group_standing, group_debts) if given.groups else {},
+        tree.bounded,
+    )
+
+
+def _group_plans(
+    tree: GroupTree,
+    claims: Sequence[Claim],
+    plans: Mapping[str, EntitlementPlan],
+    standing: Mapping[str, Standing],
+    debts: Mapping[str, float],
+) -> dict[str, GroupPlan]:
+    allocations = tree.sums((claim.group, plans[claim.name].allocation.values()) for claim in claims)
+    demands = tree.sums((claim.group, claim.demand.values()) for claim in claims)
+    return {
+        name: GroupPlan(allocation, demands[name], standing[name].fair_share, debts[name])
+        for name, allocation in allocations.items()
+    }
 
 
 def _lent(claims: Sequence[Claim], shares: Mapping[str, Share], preemptible: Set[str]) -> dict[str, Amount]:
@@ -194,37 +248,22 @@ def _total(amounts: Iterable[Amount]) -> Amount:
 
 
 def _moved_debts(
-    given: PlanInput, fair: Mapping[str, FairShare], service: Mapping[str, float]
+    given: PlanInput, before: Mapping[str, float], standings: Mapping[str, Standing]
 ) -> dict[str, float]:
-    """The new debts by name. ``service`` is in dominant shares."""
-    settings, missing = given.settings, _missing(fair, service)
-    moved = {}
-    for entitlement in given.entitlements:
-        name = entitlement.name
-        due = fair[name].dominant_share
-        moved[name] = debts_of.moved(
-            given.debts.get(name, 0.0),
-            fair_share=due,
-            service=service[name] + missing * due,
-            has_unmet_demand=not fair[name].is_satisfied,
+    """The new debts by name, of entitlements or of groups."""
+    settings = given.settings
+    return {
+        name: debts_of.moved(
+            before.get(name, 0.0),
+            fair_share=standing.fair_share,
+            service=standing.service,
+            has_unmet_demand=standing.has_unmet_demand,
             elapsed_s=given.elapsed_s,
             cap_s=settings.debt_cap_s,
             decay_s=settings.debt_decay_s,
         )
-    return moved
-
-
-def _missing(fair: Mapping[str, FairShare], service: Mapping[str, float]) -> float:
-    """The part of their fair shares that all unsatisfied entitlements together did not get.
-
-    It is negative if they got more. It is an error of the measured capacity, not a debt among tenants. If it
-    counted, all debts would reach one end of their range and lose their meaning. With several engines,
-    service was then 31 % from the fair share instead of 5 %.
-    """
-    wanting = [name for name, share in fair.items() if not share.is_satisfied]
-    due = sum(fair[name].dominant_share for name in wanting)
-    got = sum(service[name] for name in wanting)
-    return (due - got) / due if due > 0 and len(wanting) > 1 else 0.0
+        for name, standing in standings.items()
+    }
 
 
 def _claim(entitlement: Entitlement, report: Report) -> Claim:
@@ -236,6 +275,7 @@ def _claim(entitlement: Entitlement, report: Report) -> Claim:
         entitlement.ceiling,
         report.demand,
         report.floor,
+        group=entitlement.group,
     )
 
 

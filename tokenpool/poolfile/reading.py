@@ -146,15 +146,13 @@ def _items(node: Node) -> list[Node]:
     return items
 
 
-_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "prices", "usage_records")
+_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "prices", "usage_records", "enforce")
 
 
 def _pool(node: Node, located: Located) -> Pool | None:
     fields = node.fields(_POOL_FIELDS, required=("name", "models"))
     name = name_of(fields.get("name"))
-    models = tuple(
-        text for item in (fields["models"].items() if "models" in fields else ()) if (text := item.text())
-    )
+    models = _models(fields.get("models"))
     if "models" in fields and not models:
         fields["models"].error("names no model", 'list the models that the engine serves, or ["*"] for any')
     replica = _replica(fields["replica"]) if "replica" in fields else ReplicaCapacity()
@@ -162,10 +160,25 @@ def _pool(node: Node, located: Located) -> Pool | None:
     pricing = _pricing(fields["pricing"]) if "pricing" in fields else Pricing()
     prices = _prices(fields["prices"]) if "prices" in fields else None
     has_records = fields["usage_records"].boolean() if "usage_records" in fields else False
+    enforce = fields["enforce"].boolean() if "enforce" in fields else None
     if name is None:
         return None
     located.pool(name, node.line)
-    return Pool(name, models, replica, least, most, pricing, prices=prices, usage_records=has_records is True)
+    return Pool(
+        name,
+        models,
+        replica,
+        least,
+        most,
+        pricing,
+        prices=prices,
+        usage_records=has_records is True,
+        enforce=enforce is not False,
+    )
+
+
+def _models(node: Node | None) -> tuple[str, ...]:
+    return tuple(text for item in (node.items() if node is not None else ()) if (text := item.text()))
 
 
 def _replica(node: Node) -> ReplicaCapacity:
@@ -246,6 +259,9 @@ _ENTITLEMENT_FIELDS = (
     "preemptible",
     "quotas",
     "group",
+    "enforce",
+    "models",
+    "flex",
 )
 
 
@@ -262,12 +278,22 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         _output_estimate(fields["output_estimate"]) if "output_estimate" in fields else OutputEstimate()
     )
     keys = _keys(fields["api_keys"]) if "api_keys" in fields else ()
+    quotas = quotas_of(fields["quotas"]) if "quotas" in fields else ()
     preemptible = fields["preemptible"].boolean() if "preemptible" in fields else None
     if preemptible and tier not in (None, Tier.SPOT):
         fields["preemptible"].error(
             f"is true, but {tier} requests are never preempted", "remove it, or make the entitlement spot"
         )
     group = fields["group"].text() if "group" in fields else None
+    enforce = fields["enforce"].boolean() if "enforce" in fields else None
+    models = _models(fields.get("models"))
+    if "models" in fields and not models:
+        fields["models"].error("names no model", "list the models that it may use, or leave the field out")
+    if "*" in models:
+        fields["models"].error("names '*'", "leave the field out: without it, all models may be used")
+    flex = fields["flex"].text() if "flex" in fields else None
+    if flex is not None and tier == Tier.SPOT:
+        fields["flex"].error("is given, but the entitlement is spot", "remove it: no tier is lower than spot")
     if name is None or pool is None or tier is None:
         return None
     located.entitlement(name, node.line, {key: field.line for key, field in fields.items()})
@@ -282,12 +308,15 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         estimate,
         keys,
         preemptible is not False,
-        quotas=quotas_of(fields["quotas"]) if "quotas" in fields else (),
+        quotas=quotas,
         group=group,
+        enforce=enforce is not False,
+        models=tuple(dict.fromkeys(models)),
+        flex=flex,
     )
 
 
-_GROUP_FIELDS = ("name", "pool", "parent", "guarantee", "ceiling", "weight")
+_GROUP_FIELDS = ("name", "pool", "parent", "guarantee", "ceiling", "weight", "quotas")
 
 
 def _group(node: Node, located: Located) -> Group | None:
@@ -298,10 +327,11 @@ def _group(node: Node, located: Located) -> Group | None:
     guarantee = _amount(fields["guarantee"], 0.0) if "guarantee" in fields else NOTHING
     ceiling = _amount(fields["ceiling"], math.inf) if "ceiling" in fields else UNBOUNDED
     weight = fields["weight"].number("(no unit)", above=True) if "weight" in fields else 1.0
+    quotas = quotas_of(fields["quotas"]) if "quotas" in fields else ()
     if name is None or pool is None:
         return None
     located.group(name, node.line, {key: field.line for key, field in fields.items()})
-    return Group(name, pool, parent, guarantee, ceiling, weight or 1.0)
+    return Group(name, pool, parent, guarantee, ceiling, weight or 1.0, quotas)
 
 
 def _amount(node: Node, default: float) -> Amount:

@@ -20,6 +20,7 @@ from tokenpool.leases.messages import (
     StoredScaleHint,
 )
 from tokenpool.planning.idle import IdleTerms
+from tokenpool.quotas.messages import QuotaAnswer, QuotaMessage, QuotaState
 
 SECRET_BYTES = 32
 """The size of a pool's secret."""
@@ -105,6 +106,18 @@ class Store(Protocol):
         """The last content of each of the ``MOST_PRICES`` sidecars that wrote last.
 
         The store does not decode it (``wire.decode_prices``).
+        """
+
+    async def exchange_quotas(self, message: QuotaMessage) -> QuotaAnswer:
+        """Apply a sidecar's message about quotas, and answer with its portions."""
+
+    async def quotas(self) -> Sequence[QuotaState]:
+        """The windows of all budgets that have not ended."""
+
+    async def restore_quota(self, key: str, start: float, spent: float) -> bool:
+        """Set the spending in the window of a budget that the store has lost, in weighted tokens.
+
+        Returns false if the sidecars have not stated their own yet, or nothing is known of the window.
         """
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ record does not depend on the number of sidecars, because the scripts keep sums.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -43,7 +44,17 @@ from tokenpool.leases.messages import (
 )
 from tokenpool.leases.records import StoredRecord
 from tokenpool.planning.idle import IdleTerms
-from tokenpool.store import SECRET_BYTES, StoreDown, scripts
+from tokenpool.quotas.messages import (
+    KEEP_RECORD_S,
+    KEEP_SINCE_S,
+    LEVELS,
+    RESTORE_WITHIN_S,
+    QuotaAnswer,
+    QuotaMessage,
+    QuotaState,
+)
+from tokenpool.store import SECRET_BYTES, StoreDown, quota_script, scripts
+from tokenpool.store.quota_script import QuotaPage, QuotaResult
 from tokenpool.store.redis_client import Client, RedisClient, failures
 from tokenpool.store.scripts import ExchangeResult, Script, SnapshotResult
 
@@ -61,6 +72,8 @@ _answers = msgpack.Decoder(ExchangeResult)
 _snapshots = msgpack.Decoder(SnapshotResult)
 _limits = msgpack.Decoder(Limit)
 _terms = msgpack.Decoder(IdleTerms)
+_quota_results = msgpack.Decoder(QuotaResult)
+_quota_states = msgpack.Decoder(QuotaPage)
 _pushes = msgpack.Decoder(tuple[str, str])
 
 
@@ -292,6 +305,42 @@ class RedisStore:
             holders, contents = answer
             found = zip(holders, contents, strict=True)
             return {holder.decode(): bytes(content) for holder, content in found if content}
+
+    async def exchange_quotas(self, message: QuotaMessage) -> QuotaAnswer:
+        """See ``Store``."""
+        packed = await self._run_quotas(
+            "exchange", holder=message.holder, number=message.number, requests=message.requests
+        )
+        with failures():
+            result = _quota_results.decode(packed)
+            return QuotaAnswer(result.portions, result.at, result.since)
+
+    async def quotas(self) -> Sequence[QuotaState]:
+        """See ``Store``."""
+        found: list[QuotaState] = []
+        for first in itertools.count(0, PART):
+            packed = await self._run_quotas("states", first=first, last=first + PART - 1)
+            with failures():
+                page = _quota_states.decode(packed)
+            found += page.states
+            if page.read < PART:
+                break
+        return found
+
+    async def restore_quota(self, key: str, start: float, spent: float) -> bool:
+        """See ``Store``."""
+        return bool(await self._run_quotas("restore", key=key, start=start, spent=spent))
+
+    async def _run_quotas(self, action: str, **fields: Any) -> Any:
+        return await self._run(
+            quota_script.QUOTAS,
+            **fields,
+            action=action,
+            levels=LEVELS,
+            keep_record=KEEP_RECORD_S,
+            keep_since=KEEP_SINCE_S,
+            restore_within=RESTORE_WITHIN_S,
+        )
 
     async def close(self) -> None:
         """See ``Store``."""

@@ -1,6 +1,6 @@
 """The Redis scripts: their text, and the types of their results.
 
-A script consists of the constants of ``row_layout``, ``common.lua``, and its own file.
+A script consists of the constants of ``row_layout``, mostly ``common.lua``, and its own file.
 """
 
 from __future__ import annotations
@@ -54,10 +54,16 @@ class Script:
     """One script. The server finds it by the digest of its text, after the text was sent once."""
 
     def __init__(
-        self, name: str, *, only_reads: bool = False, layouts: Sequence[Layout] = SCRIPT_LAYOUTS
+        self,
+        name: str,
+        *,
+        only_reads: bool = False,
+        layouts: Sequence[Layout] = SCRIPT_LAYOUTS,
+        needs_common: bool = True,
     ) -> None:
         folder = resources.files("tokenpool.store")
-        parts = (folder.joinpath(f"{part}.lua").read_text() for part in ("common", name))
+        names = ("common", name) if needs_common else (name,)
+        parts = (folder.joinpath(f"{part}.lua").read_text() for part in names)
         self.text = lua_prelude(layouts) + "\n".join(parts)
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
         self.only_reads = only_reads

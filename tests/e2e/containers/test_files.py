@@ -111,6 +111,20 @@ def test_simulated_engines_need_no_image_but_ours() -> None:
         assert not services[name]["command"]
 
 
+def test_usage_records_go_from_both_coordinators_to_one_postgresql() -> None:
+    services = read_by_compose("docker/usage.yaml")["services"]
+    assert services.keys() == {*SERVICES, "postgres"}
+    for name in ("coordinator-1", "coordinator-2"):
+        url = services[name]["environment"]["TOKENPOOL_USAGE_STORE"]
+        assert url == "postgresql://tokenpool:fortryingout@postgres/usage"
+        assert services[name]["environment"]["TOKENPOOL_STORE"].startswith("redis://")
+        assert services[name]["networks"].keys() == services["postgres"]["networks"].keys()
+    for name in ("sidecar-1", "sidecar-2"):
+        assert "/var/spool/tokenpool" in services[name]["tmpfs"]
+    assert services["postgres"]["read_only"] is True
+    assert services["postgres"]["cap_drop"] == ["ALL"]
+
+
 def test_every_image_is_a_variable_with_a_default() -> None:
     named = [re.fullmatch(r"\$\{(\w+):-([\w./:-]+)\}", service["image"]) for service in SERVICES.values()]
 

@@ -26,7 +26,7 @@ async def serving(prices: Prices | None = PRICES) -> AsyncIterator[str]:
     store = MemoryUsageStore()
     await store.add(november())
     application = web.Application()
-    UsagePages(store, lambda: {"chat": prices}, lambda: NOW).add_to(application)
+    UsagePages(lambda: store, lambda: {"chat": prices}, lambda: NOW).add_to(application)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

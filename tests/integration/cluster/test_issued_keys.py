@@ -23,7 +23,7 @@ class Keys:
     def __init__(self, folder: Path, **options: Any) -> None:
         (folder / "tokens").write_text(f"admin {TOKEN}\n")
         databases = {
-            f"coordinator{number}": {"TOKENPOOL_CREDENTIALS_DATABASE": str(folder / f"{number}.db")}
+            f"coordinator{number}": {"TOKENPOOL_USAGE_STORE": str(folder / f"{number}.db")}
             for number in range(2)
         }
         self.cluster = Cluster(

@@ -50,6 +50,7 @@ MAPPINGS = {
     "entitlements[].slo.": f"entitlements: [{{slo: {{{UNKNOWN}: 1}}}}]",
     "entitlements[].quotas[].": f"entitlements: [{{quotas: [{{{UNKNOWN}: 1}}]}}]",
     "groups[].": f"groups: [{{{UNKNOWN}: 1}}]",
+    "groups[].quotas[].": f"groups: [{{quotas: [{{{UNKNOWN}: 1}}]}}]",
     "groups[].guarantee.": f"groups: [{{guarantee: {{{UNKNOWN}: 1}}}}]",
     "groups[].ceiling.": f"groups: [{{ceiling: {{{UNKNOWN}: 1}}}}]",
     "entitlements[].api_keys[].": f"entitlements: [{{api_keys: [{{{UNKNOWN}: 1}}]}}]",

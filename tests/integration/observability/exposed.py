@@ -12,6 +12,7 @@ from coordinator import telemetry as coordinator_telemetry
 from coordinator.app import Coordinator
 from coordinator.resources import metrics as resource_metrics
 from coordinator.settings import Settings as CoordinatorSettings
+from docs.generate import pool_with_all_metrics
 from injector.telemetry import Telemetry as InjectorTelemetry
 from runtime.build import BuildInfo
 from runtime.options import Origin
@@ -24,7 +25,6 @@ from sidecar.settings import Settings
 from tests.certificates import certify
 
 ROOT = Path(__file__).parents[3]
-POOL = ROOT / "docker" / "pool.yaml"
 STORE = "redis://127.0.0.1:1"
 """An address without a server."""
 _OF_A_SIDECAR = frozenset({"pool"})
@@ -34,8 +34,9 @@ _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
 def exposed() -> Mapping[str, frozenset[str]]:
     """The labels of every series that a process may expose, by the series' name."""
-    sidecar = Sidecar(Settings(config=POOL, upstream=Origin("127.0.0.1", 1), store=STORE))
-    coordinator = Coordinator(CoordinatorSettings(config=POOL, store=STORE))
+    with pool_with_all_metrics() as pool:
+        sidecar = Sidecar(Settings(config=pool, upstream=Origin("127.0.0.1", 1), store=STORE))
+        coordinator = Coordinator(CoordinatorSettings(config=pool, store=STORE))
     found: dict[str, frozenset[str]] = {}
     process = ProcessCollector(registry=CollectorRegistry())
     with tempfile.TemporaryDirectory() as folder:

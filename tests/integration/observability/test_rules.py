@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from coordinator.usage.consumer import RESULTS
 from monitoring.model import Alert
 from monitoring.rules import GROUPS, INJECTOR, RESOURCES
 from sidecar.handover.asking import Result
@@ -58,7 +59,10 @@ VALUES = {
     "mode": set(Mode),
     "dimension": set(Dimension),
     "tier": set(Tier),
-    "result": {"led", "followed", "fenced", "store_down", "failed", "answered", "ok", "invalid", *Result},
+    "result": {
+        *("led", "followed", "fenced", "store_down", "failed", "answered", "ok", "invalid", "dropped"),
+        *(*Result, *RESULTS),
+    },
     "kind": {"input", "cached", "output"},
     "slo": {TTFT, TPOT},
 }

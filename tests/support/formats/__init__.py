@@ -29,10 +29,11 @@ from tokenpool.planning.stabiliser import PublishedHint, ScaleHint, StabiliserSt
 from tokenpool.poolfile import parse
 from tokenpool.pricing.statistics import EntitlementStatistics, OutputStatistics, Statement, TargetStatistics
 from tokenpool.store import scripts
+from tokenpool.store.quota_script import QUOTA_LAYOUTS
 
 VERSIONS = Path(__file__).parent
 CURRENT = "v1"
-NEW_SCRIPTS = {"CREDENTIALS", "PUT_CREDENTIALS"}
+NEW_SCRIPTS = {"CREDENTIALS", "PUT_CREDENTIALS", "USAGE_SEND", "USAGE_RECEIVE", "USAGE_STORED"}
 """The scripts that the last version does not have."""
 
 POOL = """
@@ -106,6 +107,7 @@ def records() -> dict[str, bytes]:
 def columns() -> dict[str, Sequence[str]]:
     """The columns of the positional records in the lease store, in their order."""
     made = {layout.prefix: list(layout.columns) for layout in scripts.SCRIPT_LAYOUTS}
+    made |= {f"QUOTA_{layout.prefix}": list(layout.columns) for layout in QUOTA_LAYOUTS}
     made["ASK"] = list(AskFields.__struct_fields__)
     return made
 

@@ -13,16 +13,7 @@ from runtime.options import SettingsError
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    """The parsers of all commands, with those of commands inside commands."""
-    found: dict[str, argparse.ArgumentParser] = {}
-    pending = [("", make_parser())]
-    while pending:
-        prefix, parser = pending.pop()
-        for action in parser._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                pending += [(f"{prefix}{name} ", each) for name, each in action.choices.items()]
-        found[prefix.strip()] = parser
-    return found
+    return completion.commands(make_parser())
 
 
 LEAVES = [name for name, parser in commands().items() if parser.get_default("run") is not None]

@@ -63,6 +63,20 @@ def test_the_label_is_a_setting() -> None:
     assert inject(pod(), Template(label="example.com/share")) == Injection()
 
 
+def test_a_volume_for_usage_records_outlives_the_container() -> None:
+    decision = inject(pod(), Template(usage_spool="128Mi"))
+    assert isinstance(decision, Injection)
+    after = apply(pod(), decision.patch)
+    assert {"name": "tokenpool-spool", "mountPath": "/var/spool/tokenpool"} in sidecar(after)["volumeMounts"]
+    assert {"name": "tokenpool-spool", "emptyDir": {"sizeLimit": "128Mi"}} in after["spec"]["volumes"]
+
+
+def test_a_lone_sidecar_needs_no_volume_for_usage_records() -> None:
+    decision = inject(pod(), Template(usage_spool="128Mi", store_secret=None))
+    assert isinstance(decision, Injection)
+    assert "tokenpool-spool" not in str(decision.patch)
+
+
 def test_a_pod_that_has_its_sidecar_is_not_patched_again() -> None:
     assert decided(injected(pod())) == Injection()
 

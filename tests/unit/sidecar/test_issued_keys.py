@@ -133,6 +133,19 @@ async def test_a_new_generation_is_read_from_the_beginning() -> None:
     assert (case.found("k-key"), case.found("l-key")) == (None, ("a", "l", math.inf, 0))
 
 
+async def test_a_revoked_key_stays_revoked_if_an_older_record_is_restored() -> None:
+    """The lease store was lost, and the leader has not copied the revocation yet."""
+    case = Case()
+    await case.put(record("k"))
+    await case.put(record("k", revoked_at=NOW))
+    case.store.feed = CredentialFeed()
+    case.store.feed.put([CredentialPut("k", encode_credential(record("k")), version=1)], NOW + 5)
+
+    await case.read()
+
+    assert case.found("k-key") is None
+
+
 async def test_two_credentials_with_one_key_do_not_mix(caplog: pytest.LogCaptureFixture) -> None:
     case = Case()
     await case.put(record("k"))

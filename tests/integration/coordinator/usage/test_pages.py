@@ -27,7 +27,7 @@ async def serving(store: MemoryUsageStore | None = None) -> AsyncIterator[aiohtt
         store = MemoryUsageStore()
         await store.add(november())
     application = web.Application()
-    UsagePages(store, lambda: PRICES, lambda: NOW).add_to(application)
+    UsagePages(lambda: store, lambda: PRICES, lambda: NOW).add_to(application)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 import pytest
 import pytest_asyncio
 
+from coordinator.usage import sql
 from coordinator.usage.database import Database
 from coordinator.usage.sql import ROWS, SqlUsageStore
 from coordinator.usage.statements import Statements
-from coordinator.usage.store import PERIOD_S, By, Scope, UsageSum
+from coordinator.usage.store import PERIOD_S, START, By, Scope, UsageSum
 from tokenpool.usage.record import LOST, UsageRecord
 
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC).timestamp()
@@ -59,6 +60,37 @@ async def test_a_record_is_added_up(store: SqlUsageStore) -> None:
     assert await store.add([record("a-1")]) == 1
 
     assert await total(store) == UsageSum((), 1, 0, 100, 20, 60, 240.5, 2.5, 0.25, 0.5, 1)
+
+
+async def test_records_are_read_in_order_and_in_parts(
+    store: SqlUsageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql, "RECORDS_AT_ONCE", 2)
+    records = [record(f"a-{number}", time=NOON + number // 2, ttft_s=None) for number in range(5)]
+    await store.add([*records, record("b-1", pool="other")])
+
+    read, after = [], START
+    while part := await store.records(NOON, NOON + 2, pool="chat", after=after):
+        read += [each for _, each in part]
+        after = part[-1][0]
+
+    assert read == records[:4]
+    assert [each.id for _, each in await store.records(NOON + 2, 2 * NOON)] == ["a-4"]
+
+
+async def test_a_late_record_is_found_by_the_time_at_which_it_was_stored(empty_database: Database) -> None:
+    now = [NOON]
+    store = SqlUsageStore(empty_database, lambda: now[0])
+    try:
+        await store.add([record("a-1")])
+        now[0] += 3600
+        await store.add([record("a-0", time=NOON - 60), record("a-1")])
+
+        found = await store.records(NOON + 1, NOON + 7200, by_storage=True)
+    finally:
+        await store.close()
+
+    assert [(at, each.id) for (at, _), each in found] == [(NOON + 3600, "a-0")]
 
 
 async def test_an_empty_store_has_no_sum(store: SqlUsageStore) -> None:
@@ -107,7 +139,7 @@ async def test_every_field_is_stored(store: SqlUsageStore) -> None:
     await store.add([record("a-1", outcome=LOST, ttft_s=None, is_estimated=True)])
 
     def read(statements: Statements) -> list[tuple[object, ...]]:
-        return statements.run("SELECT * FROM usage_records")
+        return [row[:-1] for row in statements.run("SELECT * FROM usage_records")]
 
     assert await store._run(read) == [
         (

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from coordinator.credentials.database import DatabaseFailed, SqliteCredentials, StoredCredential
+from coordinator.credentials.database import DatabaseFailed, SqlCredentials, StoredCredential
 from coordinator.credentials.keeper import RESTORE_AFTER_S, ChangeRefused, Keeper
+from coordinator.usage.database import database as database_of
 from tests.fakes.memory_store import MemoryStore
 from tokenpool.credentials import Change, CredentialRecord, CredentialState
 from tokenpool.leases.credential_feed import CredentialFeed, CredentialPut
@@ -25,6 +26,10 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def sqlite(path: Path) -> SqlCredentials:
+    return SqlCredentials(database_of(str(path)))
 
 
 class Leader:
@@ -44,7 +49,7 @@ class Pair:
     def __init__(self, folder: Path) -> None:
         self.clock = Clock()
         self.store = MemoryStore(1.5, self.clock)
-        self.databases = [SqliteCredentials(folder / f"{number}.db") for number in range(2)]
+        self.databases = [sqlite(folder / f"{number}.db") for number in range(2)]
         self.leaders = [Leader(self.store), Leader(self.store, leads=False)]
         self.first, self.second = (
             Keeper(lambda leader=leader: {"chat": leader}, database, self.clock, self.clock)  # type: ignore[misc]
@@ -88,9 +93,9 @@ async def test_an_issued_credential_is_in_the_lease_store_and_in_both_databases(
     await pair.follow()
 
     assert [await each.get("k") for each in pair.databases] == [stored, stored]
-    [change] = await pair.databases[1].changes(0, 10)
-    assert change[1:] == ("k", stored.version, NOW, "me", "issued", "chat", "a")
-    assert await pair.databases[0].changes(0, 10) == [change]
+    [change] = await pair.databases[1].changes((0, ""), 10)
+    assert change == ("k", stored.version, NOW, "me", "issued", "chat", "a")
+    assert await pair.databases[0].changes((0, ""), 10) == [change]
 
 
 async def test_the_same_request_twice_is_one_credential(pair: Pair) -> None:
@@ -227,7 +232,7 @@ async def test_a_lease_store_that_lost_its_last_writes_gets_them_again(pair: Pai
 
 async def test_a_new_database_is_filled_from_the_lease_store(pair: Pair, tmp_path: Path) -> None:
     stored, _ = await pair.first.issue(record("k"))
-    fresh = SqliteCredentials(tmp_path / "fresh.db")
+    fresh = sqlite(tmp_path / "fresh.db")
     keeper = Keeper(lambda: {"chat": Leader(pair.store, leads=False)}, fresh, pair.clock, pair.clock)
 
     await pair.follow(keeper)
@@ -249,21 +254,38 @@ async def test_a_record_of_a_later_version_is_a_problem_and_stops_nothing(pair: 
     assert [s.value for s in metrics["tokenpool_credential_records_in_step"].samples] == [0.0]
 
 
-async def test_a_database_that_fails_is_reported(pair: Pair) -> None:
-    pair.databases[0]._connection.execute("DROP TABLE credential")
+async def test_a_database_that_fails_is_reported(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    broken = sqlite(tmp_path / "folder")
+    keeper = Keeper(lambda: {"chat": Leader(pair.store)}, broken, pair.clock, pair.clock)
+
+    with pytest.raises(DatabaseFailed, match="unable to open"):
+        await keeper.issue(record("k"))
+
+    assert pair.states() == {}
+    await pair.first.issue(record("k"))
+    await pair.follow(keeper)
+    assert "unable to open" in keeper.problems()[0]
+    await broken.close()
+
+
+async def test_a_database_without_its_tables_gets_them_again(pair: Pair) -> None:
+    await pair.first.issue(record("k"))
+    await pair.databases[0]._run(lambda statements: statements.run("DROP TABLE credentials"))
 
     with pytest.raises(DatabaseFailed, match="no such table"):
-        await pair.first.issue(record("k"))
-
-    await pair.store.put_credentials([CredentialPut("k", encode_credential(record("k")))])
+        await pair.first.get("k")
     await pair.follow(pair.first)
-    assert "no such table" in pair.first.problems()[0]
+
+    assert (await pair.first.get("k")).record == record("k")
 
 
 async def test_a_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("not a database at all, but long enough to have a header" * 20)
+    made = sqlite(tmp_path / "x")
     with pytest.raises(DatabaseFailed, match="not a database"):
-        SqliteCredentials(tmp_path / "x")
+        await made.get("k")
+    await made.close()
 
 
 async def test_an_earlier_record_does_not_replace_a_later_one(pair: Pair) -> None:
@@ -276,7 +298,8 @@ async def test_an_earlier_record_does_not_replace_a_later_one(pair: Pair) -> Non
     assert found is not None
     assert (found.version, found.record.note) == (7, "new")
     assert await database.sums("chat") == (1, 7)
-    assert [each.version for each in await database.changes(0, 10)] == [7, 6]
+    assert [each.version for each in await database.changes((0, ""), 10)] == [6, 7]
+    assert [each.version for each in await database.changes((6, "k"), 10)] == [7]
 
 
 async def test_credentials_are_listed_in_pages(pair: Pair) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ USAGE = Usage(7, 3, 2)
 BODY = b'{"model": "tiny", "prompt": "hello", "max_tokens": 5}'
 
 
+class Runner:
+    """The exchange of a request, which does nothing."""
+
+    def start(self) -> None:
+        """See ``RunningRequest``."""
+
+    def preempt(self) -> None:
+        """See ``RunningRequest``."""
+
+
 class World:
     """A controller with a recorder, and a clock that stands still."""
 
@@ -45,6 +56,8 @@ class World:
         account = self.controller.accounts["g"]
         outcome = self.controller.admit(ROUTE, account, body)
         assert isinstance(outcome, AdmittedRequest)
+        outcome.credential_id = "k1"
+        self.controller.begin(outcome, Runner())
         return outcome
 
     def settle(self, admitted: AdmittedRequest, usage: Usage | None = USAGE) -> None:
@@ -93,6 +106,7 @@ async def test_a_settled_request_has_a_record(world: World) -> None:
             ttft_s=0.5,
             outcome="finished",
             replica="engine-1",
+            credential_id="k1",
         )
     ]
     assert world.recorder.recorded == 1
@@ -112,6 +126,14 @@ async def test_a_request_on_which_nothing_was_spent_is_not_estimated(world: Worl
     [record] = world.records()
     assert (record.input_tokens, record.output_tokens, record.is_estimated) == (0, 0, False)
     assert record.outcome == "upstream_error"
+
+
+async def test_a_record_has_the_group_of_the_entitlement(world: World) -> None:
+    account = world.controller.accounts["g"]
+    account.entitlement = replace(account.entitlement, group="shop")
+    world.settle(world.admitted())
+
+    assert [each.group for each in world.records()] == ["shop"]
 
 
 async def test_a_free_request_has_no_record(world: World) -> None:
@@ -173,6 +195,7 @@ async def test_a_request_that_is_decided_again_has_one_record(world: World) -> N
     admitted.parsed = _parsed()
     again = world.controller.admit_again(admitted, has_failed=False)
     assert isinstance(again, AdmittedRequest)
+    world.controller.begin(again, Runner())
     world.settle(again)
 
     assert [each.id for each in world.records()] == ["p-2"]

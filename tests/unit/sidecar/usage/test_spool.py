@@ -203,6 +203,21 @@ def test_memory_has_a_bound_of_its_own(tmp_path: Path) -> None:
     assert [len(spool.append([record])) for _ in range(5)] == [0, 0, 0, 1, 1]
 
 
+def test_a_disk_that_fails_under_a_backlog_leaves_room_in_memory(folder: Path) -> None:
+    spool, requests = opened(folder, most=3 * MEMORY_BYTES)
+    while spool.size <= MEMORY_BYTES:
+        spool.append([b"x" * BATCH_BYTES])
+    backlog = spool.size
+    requests.path.unlink()
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+    assert spool.append([b"y"]) == ()
+    assert spool.error != ""
+    assert spool.size == backlog + 5
+
+
 def test_a_folder_that_vanishes_leaves_new_records_in_memory(folder: Path) -> None:
     spool, requests = opened(folder)
     spool.append([b"a"])

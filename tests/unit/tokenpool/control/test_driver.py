@@ -31,6 +31,7 @@ from tokenpool.control.driver import Driver
 from tokenpool.leases.messages import RECLAIM, Message, PeerRoom, Push
 from tokenpool.leases.sync import LeaseSync
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.quotas.messages import QuotaMessage
 
 
 class Ports:
@@ -52,6 +53,9 @@ class Ports:
 
     def send_message(self, message: Message) -> None:
         self.sent.append(message)
+
+    def send_quotas(self, message: QuotaMessage) -> None:
+        raise AssertionError("no quota is configured")
 
     def ask(self, ask: PeerAsk) -> None:
         self.asked.append(ask)

@@ -22,6 +22,7 @@ from tokenpool.leases.messages import Message
 from tokenpool.leases.settings import LeaseSettings
 from tokenpool.leases.sync import LeaseSync
 from tokenpool.outcomes import Ending
+from tokenpool.quotas.messages import QuotaMessage
 
 
 class Recorded:
@@ -43,6 +44,9 @@ class Recorded:
 
     def send_message(self, message: Message) -> None:
         self.sent.append(message)
+
+    def send_quotas(self, message: QuotaMessage) -> None:
+        raise AssertionError("no quota is configured")
 
     def ask(self, ask: PeerAsk) -> None:
         self.asked.append(ask)

@@ -112,9 +112,10 @@ def test_columns_of_a_later_version_are_ignored() -> None:
     def longer(content: bytes) -> bytes:
         return msgspec.msgpack.encode([*msgspec.msgpack.decode(content), {"of": "a later version"}])
 
-    assert decode_statistics(longer(GOLDEN["statistics"])) == formats.STATISTICS
-    assert decode_prices(longer(GOLDEN["prices"])).number == 3
-    assert decode_ask(longer(GOLDEN["ask"][5:])) == formats.ASK
+    now = {name: payload(name, content) for name, content in formats.records().items()}
+    assert decode_statistics(longer(now["statistics"])) == formats.STATISTICS
+    assert decode_prices(longer(now["prices"])).number == 3
+    assert decode_ask(longer(now["ask"])) == formats.ASK
 
 
 @pytest.mark.parametrize("name", formats.golden_columns())

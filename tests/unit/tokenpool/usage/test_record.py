@@ -87,3 +87,23 @@ def test_a_truncated_record_is_refused_or_whole(record: UsageRecord, size: int) 
     if size < len(content):
         with pytest.raises(RecordInvalid):
             decode(content[:size])
+
+
+VERSION_1 = (
+    "dc001301a6306631652d37cb41daac4ee0100000a463686174a8636865636b6f7574a56c6c616d61ac2f76312f6d65737361"
+    "676573cd04b0ccf0cd0400cb40c1944000000000cb4019000000000000cb3f847ae147ae147bcb3fc999999999999aa86669"
+    "6e6973686564a8656e67696e652d37a473686f70a26b31c3"
+)
+"""What the first release wrote."""
+
+
+def test_a_record_of_version_1_is_read() -> None:
+    tokens, seconds = (1200, 240, 1024), (9000.5, 6.25, 0.01, 0.2)
+    texts = ("finished", "engine-7", "shop", "k1")
+    assert decode(bytes.fromhex(VERSION_1)) == UsageRecord(
+        *("0f1e-7", 1_790_000_000.25, "chat", "checkout", "llama", "/v1/messages"),
+        *tokens,
+        *seconds,
+        *texts,
+        is_estimated=True,
+    )

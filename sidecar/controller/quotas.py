@@ -1,0 +1,36 @@
+"""The budgets of each account: which quotas apply to its requests. Nothing runs here without quotas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tokenpool.accounting.account import Account
+from tokenpool.control.admission_control import AdmissionControl
+from tokenpool.entitlements import Group, chain
+from tokenpool.quotas.messages import Scope
+from tokenpool.quotas.quotas import Quotas
+
+
+class QuotaAccounts:
+    """Gives accounts the budgets of their quotas, when a pool file comes into force."""
+
+    def __init__(self, control: AdmissionControl, quotas: Quotas) -> None:
+        self._control = control
+        self.quotas = quotas
+
+    def configure(self, accounts: Mapping[str, Account], groups: Sequence[Group]) -> None:
+        """Use these accounts and groups. Budgets that no account has any more are forgotten."""
+        quotas = self.quotas
+        by_name = {group.name: group for group in groups} if any(each.quotas for each in groups) else {}
+        for name, account in accounts.items():
+            entitlement = account.entitlement
+            above = chain(entitlement.group, by_name) if by_name else ()
+            if entitlement.quotas or above or account.budgets:
+                budgets = quotas.of(Scope.ENTITLEMENT, name, entitlement.quotas)
+                for group in above:
+                    budgets += quotas.of(Scope.GROUP, group.name, group.quotas)
+                account.budgets = budgets
+        if quotas.budgets:
+            quotas.keep_only(budget for account in accounts.values() for budget in account.budgets)
+        if quotas.budgets:
+            self._control.follow_quotas(quotas)

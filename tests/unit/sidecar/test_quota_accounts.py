@@ -1,0 +1,66 @@
+"""The budgets of accounts: of the entitlement and of the groups above it."""
+
+from __future__ import annotations
+
+from sidecar.controller.quotas import QuotaAccounts
+from tests.support.domain_builders import account
+from tests.unit.tokenpool.control.test_admission_control import control_of
+from tokenpool.accounting.account import Account
+from tokenpool.entitlements import Group, Quota, Window
+from tokenpool.quotas.messages import Scope
+from tokenpool.quotas.quotas import Quotas
+
+DAY, HOUR = Quota(1000, Window.DAY), Quota(100, Window.HOUR)
+
+
+def made() -> QuotaAccounts:
+    return QuotaAccounts(control_of(1), Quotas("s1", 1.5, 0.0))
+
+
+def owners(of: Account) -> list[tuple[Scope, str, str]]:
+    return [(budget.id.scope, budget.id.name, budget.id.per) for budget in of.budgets]
+
+
+def test_members_of_a_group_share_its_budgets() -> None:
+    accounts = made()
+    chat = account(name="chat", group="team", quotas=(HOUR,))
+    search = account(name="search", group="org")
+    other = account(name="other")
+    groups = (Group("org", "pool", quotas=(DAY,)), Group("team", "pool", "org", quotas=(DAY, HOUR)))
+
+    accounts.configure({"chat": chat, "search": search, "other": other}, groups)
+
+    assert owners(chat) == [
+        (Scope.ENTITLEMENT, "chat", "hour"),
+        (Scope.GROUP, "team", "day"),
+        (Scope.GROUP, "team", "hour"),
+        (Scope.GROUP, "org", "day"),
+    ]
+    assert owners(search) == [(Scope.GROUP, "org", "day")]
+    assert chat.budgets[-1] is search.budgets[0]
+    assert other.budgets == ()
+
+
+def test_a_changed_file_keeps_the_spending_and_forgets_removed_quotas() -> None:
+    accounts = made()
+    tenant = account(name="a", quotas=(DAY, HOUR))
+    accounts.configure({"a": tenant}, ())
+    day = tenant.budgets[0]
+    day.settled = 70.0
+    tenant.entitlement = account(name="a", quotas=(Quota(2000, Window.DAY),)).entitlement
+
+    accounts.configure({"a": tenant}, ())
+
+    assert tenant.budgets == (day,)
+    assert (day.settled, day.quota.tokens) == (70, 2000)
+    assert list(accounts.quotas.budgets) == [day.key]
+    tenant.entitlement = account(name="a").entitlement
+    accounts.configure({"a": tenant}, ())
+    assert tenant.budgets == ()
+    assert not accounts.quotas.budgets
+
+
+def test_without_quotas_nothing_is_followed() -> None:
+    accounts = made()
+    accounts.configure({"a": account(name="a", group="org")}, (Group("org", "pool"),))
+    assert accounts._control.quota_waits is None
