@@ -234,7 +234,10 @@ class Placement:
         """A replica has refused the probe of a request, or failed: probe the next one.
 
         After the last one, asks wait at several replicas for a slot. One of them may end spot that comes.
+        Does nothing while another ask may end spot.
         """
+        if any(ask.standing is Standing.ASSURED for ask in self.asks.get(pending, ())):
+            return []
         probe = self._probe(pending, now) if _may_end_spot(pending) else None
         made = [probe] if probe is not None else []
         if not made:
