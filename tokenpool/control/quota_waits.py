@@ -1,7 +1,8 @@
 """Quota waits: the requests of one sidecar that wait for larger portions of their quotas. Pure.
 
-A request waits for the store's first answer to a message that asks for it. Then it waits while other
-sidecars may return portions. It ends at once if the spending alone leaves no room for it.
+A request waits for the store's first answer to a message that asks for it, for at most a lifetime of portions
+if none comes. Then it waits while other sidecars may return portions. It ends at once if the spending alone
+leaves no room for it.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class QuotaWaits:
         if answered_at == math.inf or now >= pending.deadline:
             return now < pending.deadline
         if self.quotas.failures:
-            return False
+            return not self.quotas.is_cut_off(now)
         if not lacking.is_open:
             return True
         if lacking.spent + pending.cost.throughput > lacking.quota.tokens:

@@ -7,6 +7,7 @@ the begin of a window nothing is settled, and running requests are still held.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from tokenpool.entitlements import Quota
@@ -43,6 +44,7 @@ class Budget:
         "charged",
         "counted",
         "free",
+        "free_at",
         "held",
         "holders",
         "id",
@@ -89,6 +91,8 @@ class Budget:
         """Tokens beyond the portion, while the lease store does not answer or grants nothing."""
         self.free = 0.0
         """Tokens that no sidecar had spent or held at the last answer of an open record."""
+        self.free_at = -math.inf
+        """The time of sending of the message with that answer."""
         self.holders = 1
         self.spent_elsewhere = 0.0
         """Tokens of requests that ended at other sidecars, at the last answer."""
@@ -127,6 +131,7 @@ class Budget:
         self.settled = self.spent_elsewhere = self.portion = self.reserve = self.free = 0.0
         self.born = self.counted = 0.0
         self.answered_at = self.short_until = -1.0
+        self.free_at = -math.inf
         self.level = self.warned = 0
         self.is_open = self.stated = False
 
@@ -148,7 +153,7 @@ class Budget:
         self.spent_elsewhere = max(portion.spent - settled, 0.0)
         self.answered_at = sent_at
         if portion.is_open:
-            self.free, self.reserve = portion.free, 0.0
+            self.free, self.free_at, self.reserve = portion.free, sent_at, 0.0
         self.note_level()
 
     def note_level(self) -> None:
@@ -161,6 +166,12 @@ class Budget:
         """The store does not answer or grants nothing: allow a part of what was free at the last answer."""
         if not self.reserve:
             self.reserve = max(self.free, 0.0) / (2 * self.holders)
+
+    def claim_reserve(self) -> None:
+        """The reserve becomes a part of the portion, which the next message claims from a store that is not
+        open. So the store grants it to nobody else when it opens."""
+        self.portion += self.reserve
+        self.free = self.reserve = 0.0
 
 
 class QuotaHold:

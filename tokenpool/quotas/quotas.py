@@ -4,8 +4,9 @@ A sidecar states what it has spent and asks for a *portion*. It spends at most i
 covered without a message, because the portion also covers the expected requests of the next seconds. A
 sidecar without a lease store has the whole quota as its portion.
 
-While the store fails, or does not know all earlier spending, sidecars spend their portions, and then a
-reserve: the tokens that were free at the last answer, by twice the number of sidecars.
+While the store is away for longer than a lifetime, or does not know all earlier spending, sidecars spend
+their portions, and then a reserve: the tokens that were free at the last answer, by twice the number of
+sidecars. A budget that was not stated shortly before has no reserve: its number is out of date.
 
 ``now`` is in seconds of the sidecar's monotonic clock. Windows begin by the store's clock: each answer has
 the store's time.
@@ -60,6 +61,7 @@ class Quotas:
         "_offset",
         "_sent",
         "_since",
+        "_since_at",
         "_ticked_at",
         "budgets",
         "failures",
@@ -90,6 +92,8 @@ class Quotas:
         """Budgets with something to state, to spend or to return."""
         self._number = 0
         self._since = 0.0
+        self._since_at = -math.inf
+        """When an answer of another store came first, by the sidecar's clock."""
         self._has_spent = False
         """Whether a request has held tokens since the start."""
         self._sent: QuotaMessage | None = None
@@ -103,6 +107,10 @@ class Quotas:
     def epoch(self, now: float) -> float:
         """The time in epoch seconds, by the clock of the lease store as last known."""
         return now + self._offset
+
+    def is_cut_off(self, now: float) -> bool:
+        """Whether the lease store has not answered for the lifetime of portions."""
+        return self.failures > 0 and now - self._heard_at > self._lifetime_s * LIFETIME_SHARE
 
     # --- the pool file ---
 
@@ -206,8 +214,14 @@ class Quotas:
             self._active[budget.key] = budget
         if self.is_alone:
             budget.portion, budget.is_open = budget.quota.tokens, True
-        elif self.failures or not budget.is_open:
-            budget.use_reserve()
+        elif self.is_cut_off(now):
+            if budget.free_at >= self._heard_at - self._lifetime_s:
+                budget.use_reserve()
+        elif not budget.is_open:
+            if budget.free_at >= self._since_at - self._lifetime_s:
+                budget.use_reserve()
+        elif self.failures:
+            pass  # the portion is valid until the end of its lifetime
         elif budget.portion > budget.used and now - self._heard_at > self._lifetime_s * LIFETIME_SHARE:
             budget.portion = budget.used  # this process was paused, and the store has taken it back
 
@@ -272,6 +286,7 @@ class Quotas:
         if budget.is_open:
             budget.portion = min(budget.portion, max(wanted, used))  # the rest is returned
         else:
+            budget.claim_reserve()
             wanted = max(wanted, budget.portion)
         budget.stated = True
         return QuotaRequest(
@@ -304,7 +319,7 @@ class Quotas:
             if portion.crossed:
                 crossed.append(_crossed(budget, portion.crossed))
         if answer.since != self._since:
-            self._since = answer.since
+            self._since, self._since_at = answer.since, now
             self._state_all()
         return crossed
 

@@ -12,7 +12,7 @@ the same calls to both. Pure: ``now`` is in epoch seconds of the caller's clock.
 - A holder without a message for a lifetime loses its unused portion. Its use stays counted. After
   ``REMEMBER_S`` its row becomes a part of the base. It may return later: it states what the record counted.
 - A store that lost its content has another ``since``, and records another birth. For one lifetime, holders
-  state their use and keep their portions, and nothing is granted.
+  state their use, and nothing is granted. They keep what they claim: their portions, and their reserves.
 - A window that began before ``since`` is restored: a coordinator states the spending in the usage store. Then
   the base is that spending, less what the holders state themselves. Until then nothing is granted. A holder
   of the lost store that states its spending later finds it in the base.
@@ -194,7 +194,7 @@ class ReferenceQuotaStore:
             fair = row.used + max(free - row.used, 0.0) / (2 * len(record.rows))
             wanted = min(wanted, free, max(needed, fair, before))
         else:
-            wanted = min(wanted, row.portion)
+            wanted = min(wanted, max(row.portion, request.portion - row.offset))
         row.portion = max(wanted, row.used)
 
     def _expire(self, now: float) -> None:

@@ -124,7 +124,7 @@ local function write(record, row, request, is_open)
     local fair = row.used + math.max(free - row.used, 0) / (2 * record.rows)
     wanted = math.min(wanted, free, math.max(needed, fair, before))
   else
-    wanted = math.min(wanted, row.portion)
+    wanted = math.min(wanted, math.max(row.portion, request[REQUEST_PORTION] - row.offset))
   end
   row.portion = math.max(wanted, row.used)
   record.counts = record.counts - before + counts_of(row)

@@ -222,6 +222,16 @@ async def test_what_sidecars_state_themselves_is_not_restored_twice(kept: Kept) 
     assert (found.spent, found.portion) == (600, 1000 - 350 - 400)
 
 
+async def test_a_reserve_that_is_claimed_before_the_store_opens_is_granted_to_nobody_else(kept: Kept) -> None:
+    live = EARLY._replace(settled=200.0, portion=300.0, needed=200.0, wanted=300.0, born=7.0)
+    first = await kept.portion("s1", 1, live)
+    claim = live._replace(portion=450.0, wanted=450.0, born=first.born, counted=200.0)
+    assert (await kept.portion("s1", 2, claim)).portion == 450
+    await kept.wait(LIFETIME, "s1")
+    assert await kept.store.restore_quota(ASK.key, 500.0, 0.0)
+    assert (await kept.portion("s2", 1, EARLY._replace(needed=900.0, wanted=900.0))).portion == 550
+
+
 async def test_a_holder_that_states_its_spending_late_finds_it_restored(kept: Kept) -> None:
     await kept.portion("s1", 1, EARLY)
     await kept.wait(LIFETIME, "s1")

@@ -220,6 +220,10 @@ def test_without_the_store_a_sidecar_spends_its_portion_and_a_reserve() -> None:
     world.is_down = True
     assert world.budget().free > 8000
     free = world.budget().free
+    portion = world.budget().left
+    assert not world.spend(0, portion + 1), "a slow answer is no reason to use the reserve"
+    while not world.quotas[0].is_cut_off(world.now(0)):
+        world.tick(0.1)
     taken = 0
     while world.spend(0, 100):
         taken += 100
