@@ -45,6 +45,6 @@ def test_every_tenant_stops_at_its_quota_although_redis_is_emptied(tmp_path: Pat
 
     assert result.was_emptied
     assert result.failed == 0
-    # One request costs up to a twelfth of this small quota, and may outgrow its reservation by 30 tokens.
-    assert all(-0.01 < deviation < 0.02 for deviation in result.deviations)
+    # One request costs up to a twelfth of this small quota, and four may outgrow their reservation.
+    assert all(-0.03 < deviation < 0.04 for deviation in result.deviations)
     assert result.refused["insufficient_quota"] >= 2
