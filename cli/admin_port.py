@@ -34,6 +34,10 @@ class Refused(CommandFailed):
 
 DEFAULT = Origin("127.0.0.1", 9091)
 """The default of a coordinator's ``--listen``."""
+RECORDS = "/usage/records"
+"""The page with usage records."""
+RECORDS_PERIOD = "yesterday"
+"""The period of records where a command names none: the last one that is complete."""
 TIMEOUT_S = 10.0
 """The time limit of each read. A live page sends an event every half second."""
 MOST_ERROR_BYTES = 64 * 1024
@@ -99,6 +103,14 @@ def get_json(where: Origin, path: str) -> Any:
             return json.loads(response.read())
         except ValueError as error:
             raise CommandFailed(f"{where.url}{path} is not JSON; {_NOT_OURS}") from error
+
+
+def whole(where: Origin, response: http.client.HTTPResponse) -> bytes:
+    """The content of an answer. Raises ``CommandFailed`` if it ends early."""
+    try:
+        return response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise CommandFailed(f"{where.url} ended its answer early; run the command again") from error
 
 
 _NOT_OURS = "it is not the admin port of a coordinator or sidecar"

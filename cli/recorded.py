@@ -1,6 +1,8 @@
-"""Reads recorded requests from CSV: exports of the usage store, and public traces such as Azure's.
+"""Reads recorded requests: from a coordinator, or from CSV such as its exports and Azure's public traces.
 
-The first row names the columns. Times may be ISO 8601 or seconds. A file that ends in ``.gz`` is unpacked.
+The first row names the columns. Times may be ISO 8601 or seconds. A usage record has the time of the
+settlement: the arrival is earlier by its queue time and by its sequence-seconds. A request with several
+sequences counts as earlier than it was. A file that ends in ``.gz`` is unpacked.
 """
 
 from __future__ import annotations
@@ -9,12 +11,15 @@ import csv
 import gzip
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import urlencode
 
+from cli import admin_port
 from cli.command import CommandFailed
+from runtime.options import Origin
 from simulation.setup import Recorded
 
 _NAMES = {
@@ -22,6 +27,8 @@ _NAMES = {
     "input": ("input_tokens", "contexttokens"),
     "output": ("output_tokens", "generatedtokens"),
     "cached": ("cached_tokens",),
+    "queue": ("queue_s",),
+    "running": ("sequence_seconds",),
     "entitlement": ("entitlement",),
     "pool": ("pool",),
 }
@@ -46,7 +53,7 @@ def read(given: Iterable[str], pool: str) -> list[Recorded]:
     An item is ``FILE``, or ``ENTITLEMENT=FILE`` for a file without that column. Files that name different
     entitlements begin at the same time. Raises ``CommandFailed`` and ``OSError``.
     """
-    parts = []
+    parts: list[Row] = []
     for item in given:
         entitlement, _, path = item.rpartition("=")
         rows = [row for row in _rows(Path(path), entitlement) if row.pool in ("", pool)]
@@ -55,6 +62,18 @@ def read(given: Iterable[str], pool: str) -> list[Recorded]:
             start = min(row.time for row in rows)
             rows = [replace(row, time=row.time - start) for row in rows]
         parts += rows
+    return _in_order(parts, pool)
+
+
+def from_coordinator(where: Origin, query: Sequence[tuple[str, str]], pool: str) -> list[Recorded]:
+    """The same from the usage store, through a coordinator. ``query`` names the period."""
+    path = f"{admin_port.RECORDS}?{urlencode([*query, ('format', 'csv'), ('pool', pool)])}"
+    with admin_port.answer(where, path) as response:
+        text = admin_port.whole(where, response).decode()
+    return _in_order(list(_parsed(text, Path(where.url), "")), pool)
+
+
+def _in_order(parts: Sequence[Row], pool: str) -> list[Recorded]:
     if not parts:
         raise CommandFailed(f"simulate: the record has no request for pool {pool!r}")
     start = min(row.time for row in parts)
@@ -66,7 +85,11 @@ def _rows(path: Path, entitlement: str) -> Iterator[Row]:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except gzip.BadGzipFile as error:
         raise CommandFailed(f"{path}: {error}") from error
-    lines = csv.reader(io.StringIO(raw.decode("utf-8-sig")))
+    yield from _parsed(raw.decode("utf-8-sig"), path, entitlement)
+
+
+def _parsed(text: str, path: Path, entitlement: str) -> Iterator[Row]:
+    lines = csv.reader(io.StringIO(text))
     columns = _columns(path, next(lines, []), entitlement)
     for number, cells in enumerate(lines, 2):
         if not cells:
@@ -93,8 +116,9 @@ def _columns(path: Path, heads: list[str], entitlement: str) -> dict[str, int]:
 
 
 def _row(cells: Mapping[str, str], entitlement: str) -> Row:
+    spent = float(cells.get("queue") or 0.0) + float(cells.get("running") or 0.0)
     return Row(
-        _time(cells["time"]),
+        _time(cells["time"]) - spent,
         cells.get("pool", ""),
         Recorded(
             0.0,

@@ -100,7 +100,9 @@ def _entitlements(leader: PoolLeader, made: Tick, wanted: Filter) -> Iterator[st
     for number, entitlement in enumerate(leader.entitlements, 1):
         shown = view(entitlement, made)
         if wanted(entitlement.name, shown):
-            row = msgspec.json.encode(_row(shown, entitlement.group)).decode()
+            is_enforced = leader.pool.enforce and entitlement.enforce
+            entry = _row(shown, entitlement.group) | {"enforce": is_enforced}
+            row = msgspec.json.encode(entry).decode()
             rows.append(f'{before}"{entitlement.name}":{row}')
             before = ","
         if number % PER_PIECE == 0:

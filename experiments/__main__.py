@@ -30,6 +30,7 @@ from experiments import (
     pool,
     prefix_caches,
     prices,
+    quotas,
     scarcity,
     soak,
     usage,
@@ -49,6 +50,7 @@ EVERY = (*WHAT, SOAK)
 SEPARATE = {
     "one-pool": one_pool.main,
     "prefix-caches": prefix_caches.main,
+    "quotas": quotas.main,
     "usage": usage.main,
     "what-if": what_if.main,
 }

@@ -445,6 +445,17 @@ PARTS = Group(
             " them.",
             "usage-records-lost",
         ),
+        # Two coordinators with a database each: one that is not in step may restore old records.
+        Alert(
+            "TokenpoolCredentialsNotInStep",
+            Severity.WARNING,
+            f"min by ({_POOL}) (tokenpool_credential_records_in_step) == 0",
+            "5m",
+            "Issued keys of pool {{ $labels.pool }} are not stored durably",
+            "The database of a coordinator has had other credentials than the lease store for five minutes."
+            " Keys work as before. Changes may be refused, or lost with the lease store.",
+            "credentials-not-in-step",
+        ),
         Alert(
             "TokenpoolTickFailing",
             Severity.WARNING,
@@ -644,6 +655,31 @@ RESOURCES = Group(
     ),
 )
 
+_BUDGET = f"{_POOL}, scope, name, per, timezone"
+
+QUOTAS = Group(
+    "tokenpool-quotas",
+    (
+        # Every coordinator reports each window; a follower reads it as often as the leader.
+        Record(
+            "tokenpool:quota_spent:ratio",
+            f"max by ({_BUDGET}) (tokenpool_quota_spent_tokens)"
+            f" / max by ({_BUDGET}) (tokenpool_quota_tokens)",
+        ),
+        Alert(
+            "TokenpoolQuotaNearlySpent",
+            Severity.WARNING,
+            "tokenpool:quota_spent:ratio >= 0.95",
+            "0s",
+            "{{ $labels.scope }} {{ $labels.name }} has spent {{ $value | humanizePercentage }} of its quota",
+            "The {{ $labels.scope }} {{ $labels.name }} of pool {{ $labels.pool }} has spent"
+            " {{ $value | humanizePercentage }} of its quota per {{ $labels.per }} ({{ $labels.timezone }})."
+            " At 100 % its requests are refused until the window ends.",
+            "quota-nearly-spent",
+        ),
+    ),
+)
+
 _INJECTOR = 'up{job=~"(.+/)?tokenpool-injector"}'
 _EXPIRES_S = "tokenpool_certificate_not_after_seconds - time()"
 _EXPIRES = "expires in {{ $value | humanizeDuration }}"
@@ -710,5 +746,5 @@ INJECTOR = Group(
     ),
 )
 
-GROUPS = (RECORDING, PROMISES, PARTS, ABSENCE, RESOURCES, INJECTOR)
+GROUPS = (RECORDING, PROMISES, PARTS, ABSENCE, RESOURCES, QUOTAS, INJECTOR)
 """All groups, in the order of the files."""

@@ -37,12 +37,15 @@ from sidecar.replication import UNLED_S, Replication
 from sidecar.telemetry import Telemetry
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.group_accounts import group_name
+from tokenpool.accounting.shadow import Shadow
 from tokenpool.amounts import NOTHING
 from tokenpool.entitlements import promises
 from tokenpool.leases.settings import Mode
 from tokenpool.leases.wire import FIRST_TOKEN_BOUNDS_S, REPORTED_OUTCOMES
 from tokenpool.pricing.cost import Pricer
 from tokenpool.pricing.learned_costs import LearnedCosts
+from tokenpool.quotas.budget import Budget
+from tokenpool.quotas.windows import text_of
 
 PER_PIECE = 8
 """Entitlements in one piece of the state page: about 0.4 ms."""
@@ -243,6 +246,10 @@ class Admin:
             "debt": account.debt,
             "learned": _learned_costs(account.pricer),
             "outcomes": self._telemetry.outcomes(name),
+            "quotas": [_quota(budget) for budget in account.budgets],
+            "enforce": entitlement.enforce,
+            "models": list(entitlement.models),
+            "shadow": _shadow(account.shadow),
         }
 
     def snapshot(self, wanted: Wanted = EVERYTHING) -> Snapshot:
@@ -332,6 +339,23 @@ _ONE_OF_SEVERAL = (
 )
 
 
+def _shadow(shadow: Shadow | None) -> dict[str, Any] | None:
+    """The decisions and the surplus of an entitlement that is not enforced; ``None`` for an enforced one."""
+    if shadow is None:
+        return None
+    decisions: dict[str, dict[str, int]] = {}
+    for verdict, count in shadow.decisions.items():
+        decisions.setdefault(verdict.decision.value, {})[verdict.reason or "none"] = count
+    return {
+        "decisions": decisions,
+        "surplus": {
+            "kv_tokens": shadow.kv_in_use,
+            "concurrency": shadow.concurrency_in_use,
+            "tokens": shadow.spent,
+        },
+    }
+
+
 def _learned_costs(pricer: Pricer) -> dict[str, Any]:
     """The learned costs of an entitlement: overall, and for each route and model."""
     return {
@@ -348,6 +372,21 @@ def _learned_costs(pricer: Pricer) -> dict[str, Any]:
         },
         "coverage": pricer.coverage.share,
         "reserved_ratio": pricer.reserved_ratio,
+    }
+
+
+def _quota(budget: Budget) -> dict[str, Any]:
+    """One quota, as last known here."""
+    return {
+        "scope": budget.id.scope.value,
+        "name": budget.id.name,
+        "per": budget.id.per,
+        "timezone": budget.id.timezone,
+        "tokens": budget.quota.tokens,
+        "spent": budget.spent,
+        "held": budget.held,
+        "portion": budget.portion,
+        "resets_at": text_of(budget.window.end),
     }
 
 
@@ -389,4 +428,14 @@ def _entitlement(account: Account) -> ShownEntitlement:
         demand=vector(*account.meter.demand.values()),
         debt=account.debt,
         spent=account.meter.spent,
+        is_enforced=entitlement.enforce,
+        decisions=_counts(account.shadow),
     )
+
+
+def _counts(shadow: Shadow | None) -> dict[str, int]:
+    """The decisions that were not enforced, by decision."""
+    counts: dict[str, int] = {}
+    for verdict, count in shadow.decisions.items() if shadow is not None else ():
+        counts[verdict.decision.value] = counts.get(verdict.decision.value, 0) + count
+    return counts

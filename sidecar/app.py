@@ -252,7 +252,7 @@ class Sidecar:
 
     def _identify(self, configuration: Configuration) -> None:
         """Accept the JWTs of the issuers in a pool file, and no others."""
-        self.jwts.configure(configuration.file.issuers, self.controller.accounts)
+        self.jwts.configure(configuration.file, configuration.pool.name)
         self.controller.authenticator.jwts = self.jwts if self.jwts.is_on else None
 
     async def start(self) -> None:

@@ -1,6 +1,7 @@
 """``make sim``: simulates large pools, and prints their figures. ``SIM_SEED`` sets the seed.
 
 ``python -m simulation one-pool`` compares handover with its alternatives instead: ``simulation.one_pool``.
+``python -m simulation quotas`` simulates tenants that spend their quotas: ``simulation.quotas``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from simulation import one_pool
+from simulation import one_pool, quotas
 from simulation.fairness import Convergence, fairness_of
 from simulation.figures import Figures
 from simulation.mixes import all_of, lone_tenant, scarcity, skewed, small_tenants
@@ -34,6 +35,8 @@ def main() -> int:
     print(f"sim: seed {seed} (SIM_SEED={seed} repeats it)\n", flush=True)
     if sys.argv[1:] == ["one-pool"]:
         return one_pool.main(seed)
+    if sys.argv[1:] == ["quotas"]:
+        return quotas.main(seed)
     print(_HEAD)
     runs: list[tuple[str, Setup]] = [
         ("small tenants", small_tenants(seed=seed)),

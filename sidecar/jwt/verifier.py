@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from sidecar.decisions import Refusal
 from sidecar.identity import Credential
 from sidecar.jwt import signatures
-from sidecar.jwt.claims import entitlement_of, looks_like_jwt, parts_of, subject_of
+from sidecar.jwt.claims import entitlement_of, looks_like_jwt, names_one, parts_of, subject_of
 from sidecar.jwt.keys import KeySet, SigningKey
 from sidecar.jwt.problems import JwtProblem, JwtRefused
 from tokenpool.accounting.bucket import TokenBucket
@@ -30,9 +30,9 @@ MOST_REFUSED = 1_000
 REFUSED_FOR_S = 5.0
 """Seconds for which a refusal is remembered. A new key or another clock may change it."""
 REFUSED_SHARE = 0.1
-"""The part of the event loop's time that refused JWTs may take."""
+"""The CPU seconds per second that refused JWTs may take."""
 REFUSED_BURST_S = 0.1
-"""The seconds that they may take at once after a pause: about 1,000 signature checks."""
+"""The CPU seconds that they may take at once after a pause: about 1,000 signature checks."""
 _LONGEST_S = 366 * 86400.0
 """A JWT is remembered for a year at most. Some never expire in a life time."""
 
@@ -71,28 +71,35 @@ class _Refused:
 
 
 class JwtVerifier:
-    """Decides about JWTs. ``clock`` is monotonic; ``wall_clock`` has seconds since 1970."""
+    """Decides about JWTs.
+
+    ``clock`` is monotonic. ``wall_clock`` has seconds since 1970. ``cpu_clock`` has the CPU seconds of this
+    thread: on a machine that is too small, a check may last longer for no fault of the JWT.
+    """
 
     def __init__(
         self,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        cpu_clock: Callable[[], float],
         *,
         most_known: int = MOST_KNOWN,
         most_refused: int = MOST_REFUSED,
     ) -> None:
         self._clock = clock
+        self._cpu_clock = cpu_clock
         self._most_known = most_known
         self._most_refused = most_refused
         self._wall_clock = wall_clock
         self._issuers: dict[str, KnownIssuer] = {}
-        self._entitlements: Container[str] = ()
+        self._entitlements: Mapping[str, frozenset[str]] = {}
+        """The names of the groups above each entitlement of the pool."""
         self._accepted: OrderedDict[bytes, _Accepted] = OrderedDict()
         """By the digest of the token, the least recently used first."""
         self._refused: OrderedDict[bytes, _Refused] = OrderedDict()
         """By the digest of the token, the oldest first."""
         self._budget = TokenBucket(clock())
-        """The seconds that refused JWTs may take."""
+        """The CPU seconds that refused JWTs may take."""
         self._budget.resize(REFUSED_SHARE, REFUSED_BURST_S, clock())
         self.verified: Counter[str] = Counter()
         """JWTs whose signature and claims were checked and accepted, by issuer."""
@@ -102,8 +109,11 @@ class JwtVerifier:
     def __len__(self) -> int:
         return len(self._accepted)
 
-    def configure(self, issuers: Iterable[KnownIssuer], entitlements: Container[str]) -> None:
-        """Use these issuers and the entitlements of the pool. All decisions are made anew."""
+    def configure(self, issuers: Iterable[KnownIssuer], entitlements: Mapping[str, frozenset[str]]) -> None:
+        """Use these issuers, and the entitlements of the pool with the names of the groups above each.
+
+        All decisions are made anew.
+        """
         self._issuers = {each.issuer.issuer: each for each in issuers}
         self._entitlements = entitlements
         self._end_all(self._accepted)
@@ -139,19 +149,19 @@ class JwtVerifier:
 
     def _decide(self, token: bytes, digest: bytes) -> Credential | _Refused:
         """Decide about a JWT that is not accepted yet."""
-        began_at = self._clock()
+        now = self._clock()
         remembered = self._refused.get(digest)
         if remembered is not None:
-            if remembered.until > began_at:
+            if remembered.until > now:
                 return remembered
             del self._refused[digest]
-        if self._budget.refill(began_at) <= 0.0:
-            return _Refused(_TOO_MANY, began_at)
+        if self._budget.refill(now) <= 0.0:
+            return _Refused(_TOO_MANY, now)
+        began_at = self._cpu_clock()
         try:
             accepted = self._verified(token)
         except JwtRefused as error:
-            now = self._clock()
-            self._budget.add(began_at - now)
+            self._budget.add(began_at - self._cpu_clock())
             refused = _Refused(error, now + REFUSED_FOR_S)
             if error.problem is not JwtProblem.NO_KEYS:
                 self._refused[digest] = refused
@@ -188,6 +198,12 @@ class JwtVerifier:
             raise JwtRefused(
                 JwtProblem.ENTITLEMENT,
                 "the JWT is valid, but leads to no entitlement of this pool",
+                issuer.name,
+            )
+        if issuer.group and not names_one(claims, issuer.group, self._entitlements[entitlement]):
+            raise JwtRefused(
+                JwtProblem.ENTITLEMENT,
+                "the JWT is valid, but for another group than that of its entitlement",
                 issuer.name,
             )
         self.verified[issuer.name] += 1

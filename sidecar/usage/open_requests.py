@@ -18,6 +18,8 @@ SLOTS = 4096
 SLOT_BYTES = 512
 """The bytes of one slot. A typical record has 150."""
 LENGTH_BYTES = 2
+_LENGTHS = [size.to_bytes(LENGTH_BYTES, "big") for size in range(SLOT_BYTES - LENGTH_BYTES + 1)]
+"""The bytes before a record of each size."""
 
 
 class OpenRequests:
@@ -52,9 +54,8 @@ class OpenRequests:
             self._write(slot, record)
 
     def _write(self, slot: int, record: bytes) -> None:
-        start = slot * SLOT_BYTES
-        content = len(record).to_bytes(LENGTH_BYTES, "big") + record
-        self._slots[start : start + len(content)] = content
+        start, size = slot * SLOT_BYTES, len(record)
+        self._slots[start : start + LENGTH_BYTES + size] = _LENGTHS[size] + record
 
     def free(self, slot: int) -> None:
         """Empty a slot."""

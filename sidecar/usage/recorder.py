@@ -27,8 +27,8 @@ class UsageRecorder:
     __slots__ = (
         "_bytes",
         "_clock",
+        "_ids",
         "_number",
-        "_numbers",
         "_pending",
         "_process",
         "_replica",
@@ -57,8 +57,8 @@ class UsageRecorder:
         self.open_requests: OpenRequests | None = None
         """The file of running requests; ``None`` while there is no spool on a disk."""
         self._number = 0
-        self._numbers: dict[int, int] = {}
-        """The number of the request in each slot."""
+        self._ids: dict[int, str] = {}
+        """The id of the request in each slot."""
         self._pending: list[bytes] = []
         self._settled_slots: list[int] = []
         self._bytes = 0
@@ -77,12 +77,11 @@ class UsageRecorder:
         """
         if not self.is_on or self.open_requests is None:
             return
-        cost, number = ticket.cost, self._number + 1
-        self._number = number
+        cost, id_ = ticket.cost, self._new_id()
         content = self._encoded(
             ticket,
             admitted,
-            number,
+            id_,
             cost.input_tokens,
             cost.output_tokens // 2,
             cost.cached_tokens,
@@ -93,7 +92,7 @@ class UsageRecorder:
         if content is not None:
             slot = self.open_requests.take(content)
             if slot >= 0:
-                self._numbers[slot] = number
+                self._ids[slot] = id_
                 admitted.usage_slot = slot
 
     def withdrawn(self, admitted: AdmittedRequest) -> None:
@@ -109,9 +108,9 @@ class UsageRecorder:
         """An admitted request was settled. Call it before the ledger settles its ticket."""
         slot = admitted.usage_slot
         if slot >= 0:
-            number = self._numbers[slot]
+            id_ = self._ids[slot]
         elif self.is_on:
-            number = self._number = self._number + 1
+            id_ = self._new_id()
         else:
             return
         input_tokens, output_tokens, cached_tokens = usage
@@ -119,7 +118,7 @@ class UsageRecorder:
         content = self._encoded(
             ticket,
             admitted,
-            number,
+            id_,
             input_tokens,
             output_tokens,
             cached_tokens,
@@ -139,11 +138,15 @@ class UsageRecorder:
         self._pending.append(content)
         self.recorded += 1
 
+    def _new_id(self) -> str:
+        self._number += 1
+        return f"{self._process}-{self._number}"
+
     def _encoded(
         self,
         ticket: Ticket,
         admitted: AdmittedRequest,
-        number: int,
+        id_: str,
         input_tokens: int,
         output_tokens: int,
         cached_tokens: int,
@@ -160,7 +163,7 @@ class UsageRecorder:
             return encode_row(
                 (
                     SCHEMA,
-                    f"{self._process}-{number}",
+                    id_,
                     self._wall_clock(),
                     entitlement.pool,
                     entitlement.name,

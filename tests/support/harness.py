@@ -183,6 +183,8 @@ def is_whole(sidecar: Sidecar) -> bool:
     """Whether all parts of the ledger are empty."""
     ledger = sidecar.controller.control.ledger
     accounts = sidecar.controller.accounts.values()
-    return (ledger.kv_in_use, ledger.concurrency_in_use) == (0, 0) and all(
-        (a.kv_in_use, a.concurrency_in_use) == (0, 0) for a in accounts
+    return (
+        (ledger.kv_in_use, ledger.concurrency_in_use) == (0, 0)
+        and all((a.kv_in_use, a.concurrency_in_use) == (0, 0) for a in accounts)
+        and sidecar.controller.limits.is_empty
     )

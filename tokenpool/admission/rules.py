@@ -99,17 +99,9 @@ def admit(
         return refusal
     if not is_counted:
         count_offer(account, cost, is_retry=is_retry)
-    limit = account.limit
-    if account.bucket.refill(now) <= 0:
-        return _over_throughput(account, cost) if account.level <= 0 else _not_in_time(account, cost)
-    if account.kv_in_use + cost.kv_tokens > limit.kv_tokens:
-        return _over_gauge(account, cost, Dimension.KV_TOKENS)
-    if account.concurrency_in_use + cost.sequences > limit.concurrency:
-        return _over_gauge(account, cost, Dimension.CONCURRENCY)
-    for group in account.groups:
-        refusal = _over_group(group, cost, now)
-        if refusal is not None:
-            return refusal
+    refusal = over_limit(account, cost, now)
+    if refusal is not None:
+        return refusal
     if place is None:
         refusal = engine_full(ledger, account, cost, room, may_queue=may_queue)
         if refusal is not None:
@@ -164,6 +156,37 @@ def over_quota(quota: Exhausted) -> Shed:
     reason = Reason.INSUFFICIENT_QUOTA if quota.is_final else Reason.QUOTA_IN_USE
     wait = quota.resets_in_s if quota.is_final else min(quota.resets_in_s, QUOTA_RETRY_S)
     return Shed(reason, Dimension.TOKENS_PER_SECOND, quota.tokens, quota.spent, quota.cost, wait, quota=quota)
+
+
+def over_limit(account: Account, cost: Cost, now: float) -> Shed | None:
+    """The refusal of a request beyond the amount that the account may use here; ``None`` if it is within."""
+    limit = account.limit
+    if account.bucket.refill(now) <= 0:
+        return _over_throughput(account, cost) if account.level <= 0 else _not_in_time(account, cost)
+    if account.kv_in_use + cost.kv_tokens > limit.kv_tokens:
+        return _over_gauge(account, cost, Dimension.KV_TOKENS)
+    if account.concurrency_in_use + cost.sequences > limit.concurrency:
+        return _over_gauge(account, cost, Dimension.CONCURRENCY)
+    for group in account.groups:
+        refusal = _over_group(group, cost, now)
+        if refusal is not None:
+            return refusal
+    return None
+
+
+def over_pool_limit(account: Account, cost: Cost) -> Shed | None:
+    """The refusal of a request beyond its entitlement's pool-wide limit, as last known here; else ``None``.
+
+    A request within that limit would get a lease soon.
+    """
+    limit = account.pool_limit
+    if account.level <= 0:
+        return _over_throughput(account, cost)
+    if account.kv_in_use + account.kv_elsewhere + cost.kv_tokens > limit.kv_tokens:
+        return _over_gauge(account, cost, Dimension.KV_TOKENS)
+    if account.concurrency_in_use + account.concurrency_elsewhere + cost.sequences > limit.concurrency:
+        return _over_gauge(account, cost, Dimension.CONCURRENCY)
+    return None
 
 
 def refused_with_any_lease(

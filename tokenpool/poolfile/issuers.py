@@ -21,6 +21,7 @@ FIELDS = (
     "algorithms",
     "clock_skew_s",
     "subject_claim",
+    "group_claim",
     "entitlements",
 )
 RULE_FIELDS = ("claim", "value", "entitlement")
@@ -52,6 +53,7 @@ def issuer_of(node: Node) -> Issuer | None:
     algorithms = _algorithms(fields["algorithms"]) if "algorithms" in fields else default.algorithms
     skew = fields["clock_skew_s"].number("seconds", most=MOST_SKEW_S) if "clock_skew_s" in fields else None
     subject = _path(fields["subject_claim"]) if "subject_claim" in fields else default.subject
+    group = _path(fields["group_claim"]) if "group_claim" in fields else ()
     rules = _rules(fields["entitlements"]) if "entitlements" in fields else ()
     url, file, ca, token = (
         fields[each].text() if each in fields else None
@@ -72,6 +74,7 @@ def issuer_of(node: Node) -> Issuer | None:
         algorithms,
         default.clock_skew_s if skew is None else skew,
         subject,
+        group,
     )
 
 
@@ -156,7 +159,13 @@ def check_issuers(file: PoolFile, lines: Sequence[int], problems: Problems, sour
                 message = f"the {kind} {value!r} is that of another issuer on {sources.where(first)}"
                 fix = "rename one" if kind == "name" else "give both one entry: its rules tell callers apart"
                 problems.error(line, message, fix)
-    for issuer in file.issuers:
+    for issuer, line in zip(file.issuers, lines, strict=True):
+        if issuer.group and not file.groups:
+            problems.error(
+                line,
+                f"issuer {issuer.name!r} has a group_claim, but there are no groups",
+                "remove it, or add groups",
+            )
         for rule in issuer.rules:
             if rule.entitlement is not None and rule.entitlement not in known:
                 problems.error(

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,20 @@ def test_simulated_engines_need_no_image_but_ours() -> None:
         assert services[name]["entrypoint"][:3] == ["loadgen", "engine", "--host=127.0.0.1"]
         assert services[name]["network_mode"] == SERVICES[name]["network_mode"]
         assert not services[name]["command"]
+
+
+def test_usage_records_go_from_both_coordinators_to_one_postgresql() -> None:
+    services = read_by_compose("docker/usage.yaml")["services"]
+    assert services.keys() == {*SERVICES, "postgres"}
+    for name in ("coordinator-1", "coordinator-2"):
+        url = services[name]["environment"]["TOKENPOOL_USAGE_STORE"]
+        assert url == "postgresql://tokenpool:fortryingout@postgres/usage"
+        assert services[name]["environment"]["TOKENPOOL_STORE"].startswith("redis://")
+        assert services[name]["networks"].keys() == services["postgres"]["networks"].keys()
+    for name in ("sidecar-1", "sidecar-2"):
+        assert "/var/spool/tokenpool" in services[name]["tmpfs"]
+    assert services["postgres"]["read_only"] is True
+    assert services["postgres"]["cap_drop"] == ["ALL"]
 
 
 def test_every_image_is_a_variable_with_a_default() -> None:
@@ -223,7 +238,8 @@ def test_the_image_is_compiled_by_default() -> None:
 
 def test_all_packages_of_the_project_are_in_the_build_context() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    packages = {"coordinator", "dashboard", "injector", "loadgen", "runtime", "sidecar", "tokenpool"}
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {package.partition(".")[0] for package in settings["packages"]}
 
     assert ignored[1] == "*"
     assert {f"!{package}" for package in packages} | {"!setup.py"} <= set(ignored)

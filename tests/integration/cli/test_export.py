@@ -169,6 +169,35 @@ async def test_simulate_reads_the_table(tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out)["refused"] == 0
 
 
+async def test_simulate_reads_a_period_from_the_coordinator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = tmp_path / "pool.yaml"
+    pool.write_text(
+        "pools:\n- {name: chat, models: [llama], replica: {tokens_per_second: 1000, concurrency: 4}}\n"
+        "entitlements:\n- {name: acme, pool: chat, tier: elastic}\n"
+    )
+    records = [
+        replace(
+            november()[0],
+            id=f"r{number}",
+            time=NOW - 86400 + number,
+            input_tokens=100,
+            cached_tokens=0,
+            output_tokens=10,
+        )
+        for number in range(5)
+    ]
+    async with world(records) as made:
+        given = ["simulate", str(pool), "--url", made.url]
+        assert await asyncio.to_thread(main, [*given, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["requests"] == 5
+        assert await asyncio.to_thread(main, [*given, "--period", "last-month"]) == 2
+        assert "no request for pool 'chat'" in capsys.readouterr().err
+        assert await asyncio.to_thread(main, [*given, "--records", "f", "--period", "today"]) == 2
+        assert "give no period with it" in capsys.readouterr().err
+
+
 async def test_a_state_finds_late_records_and_repeats_none(tmp_path: Path) -> None:
     state = tmp_path / "state"
     async with world([november()[2]]) as made:

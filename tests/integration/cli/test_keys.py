@@ -44,7 +44,7 @@ async def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
                 config=tmp_path / "pool.yaml",
                 store=redis.url,
                 listen=Addresses.of("127.0.0.1", 0),
-                credentials_database=tmp_path / "credentials.db",
+                usage_store=str(tmp_path / "usage.db"),
                 administrator_tokens=tmp_path / "tokens",
             )
         )

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import pty
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,10 +25,10 @@ from toolbox.ports import free_port
 
 
 @asynccontextmanager
-async def served(application: web.Application) -> AsyncIterator[str]:
+async def served(application: web.Application, port: int = 0) -> AsyncIterator[str]:
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
@@ -130,3 +136,53 @@ async def test_an_unknown_pool_is_explained(capsys: pytest.CaptureFixture[str]) 
         assert await run("--url", url, "--once", "--pool", "other") == 2
 
     assert "there is no pool 'other'" in capsys.readouterr().err
+
+
+class Terminal:
+    """``tokenpool top`` in a terminal."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._screen, inner = pty.openpty()
+        command = [sys.executable, "-m", "cli", "top", *arguments]
+        environment = {**os.environ, "COLUMNS": "200", "LINES": "50"}
+        self._process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment)
+        os.close(inner)
+        os.set_blocking(self._screen, False)
+        self.shown = ""
+
+    async def until(self, text: str) -> None:
+        """Wait until the terminal has got this text, and forget everything up to it."""
+        async with asyncio.timeout(30):
+            while text not in self.shown:
+                with contextlib.suppress(BlockingIOError, OSError):
+                    self.shown += os.read(self._screen, 65536).decode()
+                await asyncio.sleep(0.02)
+        self.shown = self.shown.partition(text)[2]
+
+    async def end(self, number: signal.Signals) -> int:
+        self._process.send_signal(number)
+        return await asyncio.to_thread(self._process.wait, 10)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._screen)
+
+
+async def test_in_a_terminal_the_table_is_live_and_survives_a_restart() -> None:
+    port = free_port()
+    terminal: Terminal | None = None
+    try:
+        async with served(live(), port) as url:
+            terminal = Terminal("--url", url, "--interval", "0.1")
+            await terminal.until("\x1b[?1049h")
+            await terminal.until("acme")
+            await terminal.until("acme")  # drawn again
+        await terminal.until("trying again")
+        async with served(live(), port):
+            await terminal.until("acme")
+            assert await terminal.end(signal.SIGINT) == 0
+        await terminal.until("\x1b[?1049l")  # the screen is as it was
+    finally:
+        if terminal is not None:
+            terminal.close()

@@ -41,7 +41,7 @@ def test_each_error_misses_a_goal(wrong: Result) -> None:
 
 
 def test_every_record_is_stored_once_whatever_fails(tmp_path: Path) -> None:
-    result = run(Sizes(requests=1500, rounds=1, away_s=0.5, database_away_s=3.0), 1, tmp_path)
+    result = run(Sizes(requests=1000, rounds=1, away_s=0.5, database_away_s=3.0), 1, tmp_path)
     print(result)
 
     assert result.faults == 5

@@ -59,7 +59,7 @@ def counter(name: str, well: float, faulty: float, **labels: str) -> Series:
     return Series(f"{name}_total", {"job": SIDECAR, "instance": "s1"} | labels, well, faulty, is_counter=True)
 
 
-def of_pool(name: str, well: float | None, faulty: float | None, **labels: str) -> Series:
+def of_pool(name: str, well: float | None, faulty: float | None, /, **labels: str) -> Series:
     """A series of a coordinator."""
     return Series(name, {"job": COORDINATOR, "instance": "c1"} | labels, well, faulty)
 
@@ -109,6 +109,7 @@ def streams(met: float, tier: str) -> tuple[Series, ...]:
     )
 
 
+QUOTA = {"scope": "entitlement", "name": "checkout", "per": "month", "timezone": "Europe/Berlin"}
 AT_S1 = {"job": SIDECAR, "instance": "s1"}
 SHED_LABELS = {"entitlement": "g", "dimension": "concurrency", "outcome": "concurrency"}
 EE = {"entitlement": "e", "tier": "elastic"}
@@ -345,6 +346,15 @@ CASES = (
         ),
     ),
     Case(
+        "TokenpoolCredentialsNotInStep",
+        WARNING,
+        {},
+        (
+            of_pool("tokenpool_credential_records_in_step", 1, 0),
+            of_pool("tokenpool_credential_records_in_step", 1, 1, instance="c2"),
+        ),
+    ),
+    Case(
         "TokenpoolUsageRecordsLost",
         WARNING,
         {},
@@ -472,6 +482,16 @@ CASES = (
         ),
         value=2,
         is_of_namespace=True,
+    ),
+    Case(
+        "TokenpoolQuotaNearlySpent",
+        WARNING,
+        QUOTA,
+        (
+            of_pool("tokenpool_quota_tokens", 1000, 1000, **QUOTA),
+            of_pool("tokenpool_quota_spent_tokens", 900, 960, **QUOTA),
+        ),
+        value=0.96,
     ),
     Case(
         "TokenpoolInjectorDown",

@@ -74,6 +74,18 @@ def test_named_files_begin_together(tmp_path: Path) -> None:
     assert [round(each.at_s, 3) for each in read] == [0.0, 0.0, 0.5, 0.5]
 
 
+def test_a_usage_record_arrived_before_it_was_settled(tmp_path: Path) -> None:
+    path = tmp_path / "usage.csv"
+    path.write_text(
+        "time,entitlement,input_tokens,output_tokens,queue_s,sequence_seconds\n"
+        "2026-11-29T12:00:10Z,slow,1,1,0.5,9.5\n2026-11-29T12:00:05Z,quick,1,1,,0.5\n"
+    )
+
+    read = recorded.read([str(path)], "chat")
+
+    assert [(each.entitlement, each.at_s) for each in read] == [("slow", 0.0), ("quick", 4.5)]
+
+
 def test_requests_of_other_pools_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "all.csv"
     path.write_text("time,pool,entitlement,input_tokens,output_tokens\n1,chat,acme,1,1\n2,other,acme,1,1\n")

@@ -39,6 +39,15 @@ def test_with_resources_the_pool_file_is_optional() -> None:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
+        (
+            (*STORE, "--config", "p", "--usage-store", "a.db", "--usage-store-file", "url"),
+            "--usage-store and --usage-store-file are both given",
+        ),
+        (
+            (*STORE, "--config", "p", "--usage-store", "mysql://x"),
+            "--usage-store: mysql:// is not a usage store",
+        ),
+        ((*STORE, "--config", "p", "--usage-keep-days", "1"), "--usage-keep-days: 1 is less than 2"),
         (STORE, "--config must be given, e.g. .*; or give --entitlements-from kubernetes"),
         ((*STORE, "--entitlements-from", "etcd"), "--entitlements-from: 'etcd' is not one of kubernetes"),
         (

@@ -29,6 +29,7 @@ from tests.support.harness import (
 )
 from tests.support.key_server import KeyServer, key_server
 from tests.support.providers import Key, key_set, published, rsa, signed
+from tokenpool.entitlements import PoolFile
 
 KEYS = key_set(published(rsa("a"), kid="one"))
 MESSAGES = {"model": "tiny", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
@@ -314,6 +315,25 @@ async def test_a_changed_pool_file_changes_issuers_without_a_restart(
     assert len(server.asked) == 1  # the keys stayed while their place did
 
 
+async def test_a_jwt_reaches_only_entitlements_of_its_group(engine: FakeEngine, tmp_path: Path) -> None:
+    async with key_server(keys=KEYS) as server:
+        text = (
+            pool(server)
+            .replace("    audience:", "    group_claim: [org, id]\n    audience:")
+            .replace("tier: elastic,", "tier: elastic, group: team,")
+        )
+        text += "groups: [{name: acme, pool: chat}, {name: team, pool: chat, parent: acme}]\n"
+        async with sidecar_for(engine.port, tmp_path, pool=text) as sidecar:
+            statuses = [
+                await status(sidecar, token(org={"id": group}))
+                for group in ("acme", "team", ["other", "acme"], "other", ["acme2"], None, 7)
+            ]
+            ungrouped = await ask(sidecar, request(key=token(groups=[], tenant="s", org={"id": "acme"})))
+
+    assert statuses == [200, 200, 200, 401, 401, 401, 401]
+    assert "another group" in ungrouped.error()["message"]
+
+
 async def test_keys_in_a_file_are_followed(engine: FakeEngine, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     keys.write_bytes(KEYS)
@@ -333,7 +353,7 @@ async def test_keys_in_a_file_are_followed(engine: FakeEngine, tmp_path: Path) -
 
 async def test_a_service_without_issuers_knows_no_jwt() -> None:
     service = JwtService(time.monotonic, time.time)
-    service.configure((), ())
+    service.configure(PoolFile((), ()), "chat")
     await service.start()
 
     assert (service.find(token().encode()), list(service.metrics()), service.problems()) == (None, [], [])

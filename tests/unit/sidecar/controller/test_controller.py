@@ -20,12 +20,13 @@ from sidecar.controller.engine_priority import (
     PriorityPolicy,
 )
 from sidecar.decisions import AdmittedRequest, Refusal
-from sidecar.identity import MOST_KEYS
+from sidecar.identity import MOST_KEYS, Credential
 from sidecar.proxy.heads import RequestHead
 from tests.support.domain_builders import account
 from tests.support.harness import CHAT, POOL
 from tests.support.sidecar_builders import configuration, controller, head
 from tokenpool.accounting.account import Account
+from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Amount, Dimension
 from tokenpool.capacity.model import EngineObservation
@@ -225,6 +226,38 @@ def admitted(made: Controller, tenant: Account, body: object = CHAT) -> Admitted
 def sent(made: Controller, name: str, body: object = CHAT) -> object:
     """The priority that the engine is sent."""
     return json.loads(admitted(made, made.accounts[name], body).body).get("priority")
+
+
+def test_a_request_that_is_placed_again_counts_once_for_its_credential() -> None:
+    made, credential = serving(), Credential("g", "k", concurrency=1)
+    tenant, body = made.accounts["g"], json.dumps(CHAT).encode()
+    found = made.authorize(head(b"/v1/chat/completions", key("g-key")))
+    assert not isinstance(found, Refusal)
+    route = found[0]
+    assert route.parse is not None
+    first = made.admit(route, tenant, body, None, credential)
+    assert isinstance(first, AdmittedRequest)
+    refused = made.admit(route, tenant, body, None, credential)
+    assert isinstance(refused, Refusal)
+    assert refused.reason is Reason.CONCURRENCY
+
+    first.parsed = route.parse(body)
+    again = made.admit_again(first, has_failed=False)
+    assert isinstance(again, AdmittedRequest)
+    assert (again.limited_by, made.limits.in_use("k")) == ("k", 1)
+    made.settlement.settle(again, Ending.FINISHED, Usage(1, 1), None, spent=True)
+    assert made.limits.is_empty
+
+    full = made.admit(route, tenant, body, None, credential)
+    assert isinstance(full, AdmittedRequest)
+    full.parsed = route.parse(body)
+    made.connection_refused()
+    waits = made.admit_again(full, has_failed=False)
+    assert isinstance(waits, PendingRequest)
+    assert (waits.limited_by, made.limits.in_use("k")) == ("k", 1)
+    shed_now = shed(Reason.ENGINE_FULL, Dimension.CONCURRENCY)
+    assert isinstance(made.decided(waits, shed_now), Refusal)
+    assert made.limits.is_empty
 
 
 def test_each_tier_has_its_priority_and_a_burst_is_not_guaranteed() -> None:

@@ -145,6 +145,7 @@ issuers:
         ("clock_skew_s: long", "is not a number"),
         ("subject_claim: []", "names no claim"),
         ("subject_claim: 7", "is not a text"),
+        ("group_claim: []", "names no claim"),
         ("jwks: https://a.example", "issuers[0].jwks is not a known field; did you mean 'jwks_"),
     ],
 )
@@ -214,3 +215,14 @@ def test_the_required_fields_are_named() -> None:
         "issuer",
     ]
     assert problems("issuers: []\n") == ["p:6: issuers is empty; list at least one of the issuers"]
+
+
+def test_a_group_claim_needs_groups() -> None:
+    text = with_fields("group_claim: [org, id]")
+
+    assert problems(text) == [
+        "p:7: issuer 'corp' has a group_claim, but there are no groups; remove it, or add groups"
+    ]
+    parsed = parse(BASE + text + "groups: [{name: acme, pool: chat}]\n")
+    assert parsed.file.issuers[0].group == ("org", "id")
+    assert "claim org.id must name the group of the entitlement" in explain(parsed)
