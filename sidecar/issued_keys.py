@@ -132,10 +132,13 @@ class IssuedKeys:
         ends_at = math.inf if record.expires_at is None else record.expires_at
         if known is not None:
             known.ends_at, known.concurrency = ends_at, record.concurrency or 0
+            known.quotas = record.quotas
             return
         # Many credentials have the same entitlement: its name is stored once.
         name = sys.intern(record.entitlement)
-        self._by_digest[record.digest] = Credential(name, record.id, ends_at, record.concurrency or 0)
+        self._by_digest[record.digest] = Credential(
+            name, record.id, ends_at, record.concurrency or 0, quotas=record.quotas
+        )
 
     def problems(self) -> list[str]:
         """The reason why a request with an issued key cannot be served yet."""
