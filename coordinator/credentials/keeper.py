@@ -179,13 +179,14 @@ class Keeper:
         while True:
             # In tasks of their own: the client library may lose a cancellation while it connects.
             async with asyncio.TaskGroup() as group:
-                for pool, led in list(self._leaders().items()):
-                    group.create_task(self._follow(pool, led))
+                for pool in self._leaders():
+                    group.create_task(self.follow(pool))
             await asyncio.sleep(FOLLOW_S)
 
-    async def _follow(self, pool: str, led: Led) -> None:
+    async def follow(self, pool: str) -> None:
+        """Copy what changed in one pool, and restore what is lost. A failure is reported by ``problems``."""
         try:
-            await self._feed(pool).follow(led)
+            await self._feed(pool).follow(self._leaders()[pool])
         except StoreDown:
             return  # reported by the ticks
         except (DatabaseFailed, WireError) as error:
