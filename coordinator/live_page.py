@@ -79,7 +79,7 @@ def _pool_snapshot(
         replicas=_replicas(leader, state, now),
         notices=notices,
         entitlements=tuple(
-            _entitlement(entitlement, view(entitlement, made), made)
+            _entitlement(entitlement, view(entitlement, made), made, is_enforced=leader.pool.enforce)
             for entitlement in map(known.__getitem__, wanted.choose(known, made.records))
         ),
         tallies={
@@ -124,7 +124,9 @@ def _replicas(leader: PoolLeader, state: PoolState, now: float) -> Replicas:
     )
 
 
-def _entitlement(entitlement: Entitlement, shown: EntitlementView, made: Tick) -> ShownEntitlement:
+def _entitlement(
+    entitlement: Entitlement, shown: EntitlementView, made: Tick, *, is_enforced: bool
+) -> ShownEntitlement:
     page = made.records.get(entitlement.name)
     return ShownEntitlement(
         name=entitlement.name,
@@ -136,6 +138,7 @@ def _entitlement(entitlement: Entitlement, shown: EntitlementView, made: Tick) -
         demand=vector(*shown.demand.values()),
         debt=shown.debt,
         spent=page.served.tokens_per_second if page is not None else 0.0,
+        is_enforced=is_enforced and entitlement.enforce,
     )
 
 

@@ -65,6 +65,10 @@ class ShownEntitlement(msgspec.Struct, frozen=True):
     """Service owed to the entitlement, in seconds; negative if it had more than its share."""
     spent: float = 0.0
     """Throughput tokens charged less refunds, as a total. It may fall."""
+    is_enforced: bool = True
+    """Whether decisions are enforced."""
+    decisions: dict[str, int] = {}
+    """The decisions that were not enforced, by decision, if the process knows them."""
 
 
 class Replicas(msgspec.Struct, frozen=True):

@@ -26,7 +26,7 @@ from dashboard.snapshot import (
     Snapshot,
     Vector,
 )
-from dashboard.words import CONCURRENCY, SHED_BY_LIMIT, TOKENS_PER_SECOND, why
+from dashboard.words import CONCURRENCY, SHED_BY_LIMIT, TOKENS_PER_SECOND, not_enforced, why
 
 MOST_ROWS = 200
 """Rows of one pool. A browser can draw so many twice a second, and a person reads no more."""
@@ -66,6 +66,8 @@ class Row(msgspec.Struct, frozen=True):
     """The most frequent first."""
     first_token_ms: tuple[float, float] | None = None
     """Mean and approximate 95th percentile over the window, in ms; ``None`` without any first token."""
+    shadow: str = ""
+    """A sentence about decisions that are not enforced; empty for an enforced entitlement."""
 
 
 class Past(msgspec.Struct, frozen=True):
@@ -359,6 +361,7 @@ class _PoolViewMaker:
                 for rate, reason in sheds
             ),
             first_token_ms=_in_ms(self._recent.first_token_s(entitlement.name)),
+            shadow="" if entitlement.is_enforced else not_enforced(entitlement.decisions),
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dashboard.snapshot import Replicas, Vector
 
 TOKENS_PER_SECOND, KV_TOKENS, CONCURRENCY = range(3)
@@ -56,6 +58,14 @@ def why(
         return engine_down(replicas)
     # A sidecar of a later version may know more reasons.
     return _OTHERS.get(reason, reason.replace("_", " "))
+
+
+def not_enforced(decisions: Mapping[str, int]) -> str:
+    """The decisions of an entitlement in shadow mode, as a sentence. Without numbers: only the mode."""
+    if not decisions:
+        return "decisions are shown, not enforced"
+    said = ", ".join(f"{count:,} {decision}" for decision, count in sorted(decisions.items()))
+    return f"decisions are shown, not enforced: {said}"
 
 
 _OTHERS = {

@@ -36,6 +36,8 @@ from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.replication import UNLED_S, Replication
 from sidecar.telemetry import Telemetry
 from tokenpool.accounting.account import Account
+from tokenpool.accounting.group_accounts import group_name
+from tokenpool.accounting.shadow import Shadow
 from tokenpool.amounts import NOTHING
 from tokenpool.entitlements import promises
 from tokenpool.leases.settings import Mode
@@ -194,6 +196,14 @@ class Admin:
             "waiting": length_by_tier(controller.control.queue),
             "config_is_current": self._telemetry.config_is_current,
             "lease_store": self._lease_store(),
+            "groups": {
+                group_name(account): {
+                    "ceiling": account.entitlement.ceiling.as_dict(),
+                    "held": account.limit.at_most(account.entitlement.ceiling).as_dict(),
+                    "in_use": {"kv_tokens": account.kv_in_use, "concurrency": account.concurrency_in_use},
+                }
+                for account in controller.pool_accounts.of_groups.values()
+            },
             "handover": self._handover.shown() if self._handover is not None else None,
         }
 
@@ -220,6 +230,7 @@ class Admin:
         self._controller.refresh(account, now)
         return {
             "tier": entitlement.tier.value,
+            "group": entitlement.group,
             "weight": entitlement.weight,
             "guarantee": entitlement.guarantee.as_dict(),
             "ceiling": entitlement.ceiling.as_dict(),
@@ -236,6 +247,9 @@ class Admin:
             "learned": _learned_costs(account.pricer),
             "outcomes": self._telemetry.outcomes(name),
             "quotas": [_quota(budget) for budget in account.budgets],
+            "enforce": entitlement.enforce,
+            "models": list(entitlement.models),
+            "shadow": _shadow(account.shadow),
         }
 
     def snapshot(self, wanted: Wanted = EVERYTHING) -> Snapshot:
@@ -325,6 +339,23 @@ _ONE_OF_SEVERAL = (
 )
 
 
+def _shadow(shadow: Shadow | None) -> dict[str, Any] | None:
+    """The decisions and the surplus of an entitlement that is not enforced; ``None`` for an enforced one."""
+    if shadow is None:
+        return None
+    decisions: dict[str, dict[str, int]] = {}
+    for verdict, count in shadow.decisions.items():
+        decisions.setdefault(verdict.decision.value, {})[verdict.reason or "none"] = count
+    return {
+        "decisions": decisions,
+        "surplus": {
+            "kv_tokens": shadow.kv_in_use,
+            "concurrency": shadow.concurrency_in_use,
+            "tokens": shadow.spent,
+        },
+    }
+
+
 def _learned_costs(pricer: Pricer) -> dict[str, Any]:
     """The learned costs of an entitlement: overall, and for each route and model."""
     return {
@@ -397,4 +428,14 @@ def _entitlement(account: Account) -> ShownEntitlement:
         demand=vector(*account.meter.demand.values()),
         debt=account.debt,
         spent=account.meter.spent,
+        is_enforced=entitlement.enforce,
+        decisions=_counts(account.shadow),
     )
+
+
+def _counts(shadow: Shadow | None) -> dict[str, int]:
+    """The decisions that were not enforced, by decision."""
+    counts: dict[str, int] = {}
+    for verdict, count in shadow.decisions.items() if shadow is not None else ():
+        counts[verdict.decision.value] = counts.get(verdict.decision.value, 0) + count
+    return counts

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sidecar.tracing.interface import Trace
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
-from tokenpool.outcomes import Reason
+from tokenpool.outcomes import Reason, Verdict
 
 ENGINE_RETRY_S = 1.0
 """The time after which a client retries an engine that is down: about the interval of health checks."""
@@ -26,6 +27,15 @@ class Refusal:
     """Whether the request was in the admission queue until its deadline."""
 
 
+class Identity(NamedTuple):
+    """What the head of a request says about its caller, beyond one account."""
+
+    others: tuple[Account, ...] = ()
+    """The other accounts of its credential. The model of the request chooses among all of them."""
+    refusal: Refusal | None = None
+    """The refusal of its credential, in a pool that is not enforced. The request is served nevertheless."""
+
+
 class AdmittedRequest:
     """A request that may go to the engine. It is settled exactly once."""
 
@@ -36,6 +46,7 @@ class AdmittedRequest:
         "first_token_s",
         "hides_usage",
         "limited_by",
+        "models",
         "parsed",
         "priority",
         "request_id",
@@ -43,6 +54,7 @@ class AdmittedRequest:
         "ticket",
         "trace",
         "usage_slot",
+        "verdict",
     )
 
     def __init__(
@@ -80,6 +92,10 @@ class AdmittedRequest:
         """The place of its record among those of running requests; -1 without usage records."""
         self.priority: int | None = None
         """The priority that the body carries, if the engine may refuse it."""
+        self.verdict: Verdict | None = None
+        """The decision that is not enforced; ``None`` for an enforced request."""
+        self.models: frozenset[str] | None = None
+        """The models that a list of models may show; ``None`` for all."""
 
 
 def draining(account: Account | None) -> Refusal:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from tokenpool.entitlements import Entitlement, KeyRef, KeySource
+from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Quota
 
 _INDEX_BYTES = 8
 KEY_HEADERS = (b"x-api-key", b"api-key")
@@ -49,6 +49,10 @@ class Credential(msgspec.Struct, array_like=True, gc=False, eq=False):
     """The time from which it is refused, in seconds of Unix time; minus infinity after its revocation."""
     concurrency: int = 0
     """The most sequences at the same time; 0 without a limit of its own."""
+    others: tuple[str, ...] = ()
+    """The further entitlements with the same key. The model of a request chooses among all of them."""
+    quotas: tuple[Quota, ...] = ()
+    """The budgets of its requests, in addition to those of the entitlement."""
 
 
 def has_ended(credential: Credential, wall_clock: Callable[[], float]) -> bool:
@@ -124,22 +128,32 @@ def digests(
 ) -> dict[bytes, Credential]:
     """The credential by the digest of each key. ``resolve`` reads a variable or a file.
 
-    A key of two entitlements is an error. With ``taken``, the earlier entitlement keeps it, and the pair of
-    names (later, earlier) is added there. Raises ``KeyUnreadable``.
+    Entitlements with disjoint model scopes may have a common key: the credential has the id and the limits
+    that the first of them states. Any other key of two entitlements is an error. With ``taken``, the earlier
+    entitlement keeps it, and the pair of names (later, earlier) is added there. Raises ``KeyUnreadable``.
     """
     by_digest: dict[bytes, Credential] = {}
+    owners: dict[bytes, list[Entitlement]] = {}
     for entitlement in entitlements:
         for ref in entitlement.api_keys:
             digest = _digest(ref, resolve)
-            owner = by_digest.setdefault(digest, _credential(entitlement.name, digest, ref)).entitlement
-            if owner == entitlement.name:
+            owned = owners.setdefault(digest, [])
+            if entitlement in owned:
                 continue
-            if taken is not None:
-                taken.append((entitlement.name, owner))
+            clash = next((each for each in owned if not each.may_share_key(entitlement)), None)
+            if clash is None:
+                owned.append(entitlement)
+                if digest in by_digest:
+                    by_digest[digest].others += (entitlement.name,)
+                else:
+                    by_digest[digest] = _credential(entitlement.name, digest, ref)
+            elif taken is not None:
+                taken.append((entitlement.name, clash.name))
             else:
                 raise KeyUnreadable(
                     ref.line,
-                    f"{entitlement.name} and {owner} have the same key; each entitlement needs its own",
+                    f"{entitlement.name} and {clash.name} have the same key; each entitlement needs its own,"
+                    " or they need models of which none is in both",
                 )
     return by_digest
 
@@ -175,6 +189,7 @@ def _credential(entitlement: str, digest: bytes, ref: KeyRef) -> Credential:
         ref.id or digest.hex()[:ID_DIGITS],
         math.inf if ref.expires_at is None else ref.expires_at,
         ref.concurrency or 0,
+        quotas=ref.quotas,
     )
 
 

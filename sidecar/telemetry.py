@@ -26,11 +26,12 @@ from sidecar.dialects.reported_usage import NoUsage
 from sidecar.histogram import Buckets, Histogram
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
+from tokenpool.accounting.shadow import Shadow
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.amounts import Dimension
 from tokenpool.entitlements import Tier
 from tokenpool.leases.wire import FIRST_TOKEN_BOUNDS_S
-from tokenpool.outcomes import Ending, Reason
+from tokenpool.outcomes import Ending, Reason, Verdict
 from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Usage
 
@@ -77,6 +78,18 @@ _WITHOUT_USAGE = Family(
     "counter",
     "Finished answers that were settled by estimate, because usage was compressed, missing or unreadable.",
     ("entitlement", "reason"),
+)
+_SHADOW = Family(
+    "tokenpool_shadow_decisions",
+    "counter",
+    "Requests whose decision was not enforced (enforce: false), by the decision and its reason.",
+    ("entitlement", "decision", "reason"),
+)
+_SURPLUS = Family(
+    "tokenpool_shadow_surplus",
+    "gauge",
+    "In use by running requests that enforcement would have refused.",
+    ("entitlement", "dimension"),
 )
 _RELOADS = Family("tokenpool_config_reloads", "counter", "Pool files read, by result.", ("result",))
 _PLANS = Family("tokenpool_plans", "counter", "Computations of the limits.")
@@ -156,6 +169,7 @@ FAMILIES = (
     _WITHOUT_USAGE,
     _SLO_REQUESTS,
     _SLO_MET,
+    _SHADOW,
     _RELOADS,
     _PLANS,
     _RESERVED,
@@ -165,6 +179,7 @@ FAMILIES = (
     _COVERAGE,
     _EXPERTS,
     _RESERVED_RATIO,
+    _SURPLUS,
     _LEASE,
     _CONFIG_CURRENT,
     _FIRST_TOKEN,
@@ -175,7 +190,7 @@ FAMILIES = (
 """The metrics that this module writes."""
 
 
-_GAUGES = (_RESERVED, _LIMIT, _LEVEL, _DEBT, _COVERAGE, _EXPERTS, _RESERVED_RATIO)
+_GAUGES = (_RESERVED, _LIMIT, _LEVEL, _DEBT, _COVERAGE, _EXPERTS, _RESERVED_RATIO, _SURPLUS)
 
 
 _NO_COUNTS = (0,) * (len(FIRST_TOKEN_BOUNDS_S) + 1)
@@ -208,6 +223,7 @@ class Series:
         "output_ratio",
         "per_token",
         "promises",
+        "shadow",
         "without_usage",
     )
 
@@ -217,6 +233,8 @@ class Series:
         self.input = self.output = self.cached = 0
         self.without_usage: Counter[str] = Counter()
         """Finished answers without usage, by reason."""
+        self.shadow: Counter[Verdict] = Counter()
+        """Decisions that were not enforced."""
         self.outgrown = 0
         """Requests whose output exceeded its reservation."""
         self.promises: dict[str, Promises] = {tier: Promises()}
@@ -346,6 +364,10 @@ class Telemetry:
     def refused(self, account: Account | None, reason: Reason) -> None:
         """A request was refused."""
         self._tally(account).count(reason)
+
+    def shadowed(self, account: Account, verdict: Verdict) -> None:
+        """A decision was made, and not enforced."""
+        self._tally(account).series.shadow[verdict] += 1
 
     def settled(self, ticket: Ticket, ending: Ending, usage: Usage, *, reported: bool) -> None:
         """An admitted request was settled."""
@@ -512,6 +534,12 @@ class Telemetry:
                 for reason, n in sorted(series.without_usage.items())
             )
 
+        def shadow(who: str, series: Series) -> str:
+            return "".join(
+                f'{_SHADOW.series}{{{who},decision="{decision}",reason="{reason or ""}"}} {n}.0\n'
+                for (decision, reason), n in sorted(series.shadow.items(), key=lambda each: str(each[0]))
+            )
+
         def promises(family: Family, place: int) -> Callable[[str, Series], str]:
             return lambda who, series: "".join(
                 [
@@ -528,6 +556,7 @@ class Telemetry:
         yield from _of_each(_WITHOUT_USAGE, every, without_usage)
         yield from _of_each(_SLO_REQUESTS, every, promises(_SLO_REQUESTS, 1))
         yield from _of_each(_SLO_MET, every, promises(_SLO_MET, 2))
+        yield from _of_each(_SHADOW, every, shadow)
         scope = self._scope
         results = "".join(
             f'{_RELOADS.series}{{{scope},result="{result}"}} {self.reloads[result]}.0\n'
@@ -649,6 +678,7 @@ def _gauges_of(who: str, account: Account, shows_leases: bool) -> list[str]:
         f'{_EXPERTS.name}{{{who},state="certified"}} {certified}.0\n'
         f'{_EXPERTS.name}{{{who},state="learning"}} {len(pricer.experts) - certified}.0\n',
         f"{_RESERVED_RATIO.name}{{{who}}} {number(pricer.reserved_ratio)}\n",
+        _surplus(who, account.shadow),
     ]
     if shows_leases:
         lines.append(
@@ -656,6 +686,15 @@ def _gauges_of(who: str, account: Account, shows_leases: bool) -> list[str]:
             f'tokenpool_lease{{dimension="concurrency",{who}}} {number(held.concurrency)}\n'
         )
     return lines
+
+
+def _surplus(who: str, shadow: Shadow | None) -> str:
+    if shadow is None:
+        return ""
+    return (
+        f'{_SURPLUS.name}{{dimension="kv_tokens",{who}}} {shadow.kv_in_use}.0\n'
+        f'{_SURPLUS.name}{{dimension="concurrency",{who}}} {shadow.concurrency_in_use}.0\n'
+    )
 
 
 def _reserved(who: str, kv_tokens: int, concurrency: int) -> str:

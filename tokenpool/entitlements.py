@@ -47,6 +47,8 @@ class KeyRef:
     """The time from which the key is refused, in seconds of Unix time; ``None`` if it never expires."""
     concurrency: int | None = None
     """The most sequences that run at the same time with this key; ``None`` without a limit of its own."""
+    quotas: tuple[Quota, ...] = ()
+    """The budgets of the requests with this key, in addition to those of the entitlement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +110,31 @@ class Entitlement:
     """The budgets of its requests. All of them apply."""
     group: str | None = None
     """The name of its group; ``None`` for an entitlement in no group."""
+    enforce: bool = True
+    """Whether decisions about its requests are enforced. Otherwise they are only counted and shown."""
+    models: tuple[str, ...] = ()
+    """The models and LoRA adapters that it may use; empty for all models of the pool."""
+    flex: str | None = None
+    """The spot entitlement that serves its requests with ``service_tier: flex``; ``None``: it does itself."""
 
     @property
     def is_preemptible(self) -> bool:
         """Whether a guarantee may end the running requests."""
-        return self.preemptible and self.tier is Tier.SPOT
+        return self.preemptible and self.tier is Tier.SPOT and self.enforce
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has none of ``enforce: false``, ``models`` and ``flex``, as most entitlements."""
+        return self.enforce and not self.models and self.flex is None
+
+    def may_use(self, model: str | None) -> bool:
+        """Whether a request for this model is in its scope. With a scope, a request must name its model."""
+        return not self.models or model in self.models
+
+    def may_share_key(self, other: Entitlement) -> bool:
+        """Whether both may have the same key: they are in one pool, and no model is in both scopes."""
+        is_disjoint = self.models and other.models and not set(self.models) & set(other.models)
+        return bool(is_disjoint) and self.pool == other.pool
 
 
 MOST_GROUP_LEVELS = 4
@@ -201,6 +223,8 @@ class Pool:
     """``None`` if reports state no costs."""
     usage_records: bool = False
     """Whether each settled request becomes a record in the usage store."""
+    enforce: bool = True
+    """Whether decisions are enforced. ``False`` counts for all entitlements of the pool."""
 
     def serves(self, model: str) -> bool:
         """Whether requests for this model belong to the pool."""

@@ -7,6 +7,7 @@ responses, metrics and log lines. ``docs/reference/errors.md`` is generated from
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Ending(StrEnum):
@@ -50,6 +51,7 @@ class Reason(StrEnum):
     EXPIRED_KEY = "expired_key"
     UNKNOWN_ROUTE = "unknown_route"
     UNKNOWN_MODEL = "unknown_model"
+    MODEL_NOT_PERMITTED = "model_not_permitted"
     UNKNOWN_RESPONSE = "unknown_response"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     TARGET_TOO_LONG = "target_too_long"
@@ -90,6 +92,39 @@ class Reason(StrEnum):
         return _MEANING[self]
 
 
+class Decision(StrEnum):
+    """The decision about a request of an entitlement that is not enforced: what enforcement would do."""
+
+    ADMIT = "admit"
+    QUEUE = "queue"
+    SHED = "shed"
+    REFUSE = "refuse"
+
+    @property
+    def is_surplus(self) -> bool:
+        """Whether enforcement would not run the request."""
+        return self in (Decision.SHED, Decision.REFUSE)
+
+    @property
+    def meaning(self) -> str:
+        """One sentence for operators."""
+        return _DECISION_MEANING[self]
+
+
+class Verdict(NamedTuple):
+    """A decision that is not enforced, and its reason; ``None`` for a request that would be admitted."""
+
+    decision: Decision
+    reason: Reason | None = None
+
+    def __str__(self) -> str:
+        """The value of the header ``x-tokenpool-shadow``."""
+        return self.decision if self.reason is None else f"{self.decision}; reason={self.reason}"
+
+
+SHADOW_HEADER = "x-tokenpool-shadow"
+"""The response header that states a decision which is not enforced."""
+
 _STATUS = {
     Reason.TOKENS_PER_SECOND: 429,
     Reason.KV_TOKENS: 429,
@@ -110,6 +145,7 @@ _STATUS = {
     Reason.EXPIRED_KEY: 401,
     Reason.UNKNOWN_ROUTE: 404,
     Reason.UNKNOWN_MODEL: 404,
+    Reason.MODEL_NOT_PERMITTED: 404,
     Reason.UNKNOWN_RESPONSE: 404,
     Reason.METHOD_NOT_ALLOWED: 405,
     Reason.TARGET_TOO_LONG: 414,
@@ -179,6 +215,9 @@ _MEANING = {
         " adapters."
     ),
     Reason.UNKNOWN_MODEL: "The pool does not serve this model.",
+    Reason.MODEL_NOT_PERMITTED: (
+        "The entitlement may not use this model, or the request names none. The message lists its models."
+    ),
     Reason.UNKNOWN_RESPONSE: (
         "There is no stored response with this id, or it belongs to another entitlement."
     ),
@@ -190,6 +229,12 @@ _MEANING = {
     Reason.UNSUPPORTED_EXPECTATION: "The sidecar knows no expectation but `100-continue`.",
     Reason.UPSTREAM_ERROR: "The engine failed during the request.",
     Reason.UPSTREAM_TIMEOUT: "The engine was silent for longer than `--upstream-timeout`.",
+}
+_DECISION_MEANING = {
+    Decision.ADMIT: "The request would be sent to an engine at once.",
+    Decision.QUEUE: "The request would wait, and is expected to get room before its queue timeout.",
+    Decision.SHED: "The request would be refused for lack of capacity, or because it can never fit.",
+    Decision.REFUSE: "The request would be refused for another reason: its key, its model or its body.",
 }
 _ENDING_MEANING = {
     Ending.FINISHED: "The engine's answer was complete.",

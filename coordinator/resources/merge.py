@@ -3,6 +3,7 @@
 The rules:
 
 - The pool file wins. A resource cannot take the name of a record in the file, nor one of its keys.
+- Entitlements of one namespace may have a common key if their models have none in common.
 - A resource is accepted alone. If it is not valid, takes a name, or promises more than its pool can carry,
   the others go on. **Its last accepted version stays in force**: a wrong edit takes no capacity away.
 - What is in force has precedence over what changes. A change is tried against all that is in force, so no
@@ -133,8 +134,8 @@ class Merge:
         """The entitlements that name a Secret."""
         self._owners: dict[tuple[Kind, str], Key | None] = {}
         """The resource of each name in force; ``None`` for the file's."""
-        self._digests: dict[str, Key | None] = {}
-        """The entitlement of each key; ``None`` for the file's."""
+        self._digests: dict[str, list[Key | None]] = {}
+        """The entitlements of each key; ``None`` for the file's."""
         self._named: dict[Key, set[SecretName]] = {}
         """The Secrets of each entitlement."""
         self._recovered: dict[Key, tuple[str, ...]] = {}
@@ -162,7 +163,7 @@ class Merge:
         ):
             digest = _digest(ref)
             if digest:
-                self._digests[digest] = None
+                self._digests[digest] = [None]
 
     @property
     def secrets(self) -> set[SecretName]:
@@ -344,6 +345,13 @@ class Merge:
             known = ", ".join(sorted(self.pools)[:10]) or "none"
             said = f"spec.pool is {record.pool!r}, which does not exist; create it, or use one of: {known}"
             return Reason.POOL_NOT_FOUND, said
+        foreign = [model for model in record.models if not pool.serves(model)]
+        if foreign:
+            said = (
+                f"spec.models has {foreign[0]!r}, which pool {pool.name!r} does not serve; add it to the"
+                " models of the pool, or remove it"
+            )
+            return Reason.INVALID, said
         return self._objection_to_group(record) or self._objection_to_guarantee(key, record, pool)
 
     def _objection_to_group(self, record: Entitlement) -> tuple[Reason, str] | None:
@@ -450,19 +458,24 @@ class Merge:
             self._recovered.pop(key, None)
         mine = []
         for digest, number in wanted.items():
-            owner = self._digests.get(digest, key)
-            if owner == key:
+            owners = self._digests.get(digest, [])
+            clash = [owner for owner in owners if not self._may_share(owner, key)]
+            if not clash:
                 mine.append(digest)
             elif number >= 0:
-                by = "the pool file" if owner is None else str(owner)
+                by = "the pool file" if clash[0] is None else str(clash[0])
                 said = (
-                    f"spec.{camel(KEYS)}[{number}] is also a key of {by}; give each entitlement its own keys"
+                    f"spec.{camel(KEYS)}[{number}] is also a key of {by}; give each entitlement its own keys,"
+                    " or models of which none is in both"
                 )
                 verdict = Verdict(False, Reason.KEY_TAKEN, said)
         for digest in before:
             if digest not in mine:
-                del self._digests[digest]
-        self._digests |= dict.fromkeys(mine, key)
+                self._free(digest, key)
+        for digest in mine:
+            owners = self._digests.setdefault(digest, [])
+            if key not in owners:
+                owners.append(key)
         if mine != before:
             refs = tuple(KeyRef(KeySource.SHA256, digest) for digest in mine)
             self.in_force[key] = replace(kept, record=replace(kept.record, api_keys=refs))
@@ -472,6 +485,25 @@ class Merge:
         if self.resolved.get(key) != verdict:
             self.resolved[key] = verdict
             self._changed.add(key)
+
+    def _free(self, digest: str, key: Key) -> None:
+        """An entitlement has no longer this key."""
+        owners = self._digests[digest]
+        owners.remove(key)
+        if not owners:
+            del self._digests[digest]
+
+    def _may_share(self, owner: Key | None, key: Key) -> bool:
+        """Whether an entitlement in force may have the key of another owner, or is that owner."""
+        if owner is None or owner == key:
+            return owner == key
+        kept, other = self.in_force[key].record, self.in_force[owner].record
+        return (
+            owner.namespace == key.namespace
+            and isinstance(kept, Entitlement)
+            and isinstance(other, Entitlement)
+            and kept.may_share_key(other)
+        )
 
     def _found(self, keys: Iterable[str | SecretKey]) -> tuple[dict[str, int], Verdict, bool]:
         """The number of each known digest, the first problem, and whether a Secret has not been read yet."""
@@ -504,7 +536,7 @@ class Merge:
         if isinstance(kept.record, Entitlement):
             self._promise(kept.record.pool, kept.record.group, NOTHING - kept.record.guarantee)
             for ref in kept.record.api_keys:
-                del self._digests[ref.value]
+                self._free(ref.value, key)
             return
         del self.pools[key.name]
         for other in [other for other, each in self.in_force.items() if self._is_void(each)]:

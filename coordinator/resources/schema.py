@@ -57,6 +57,7 @@ _KINDS: dict[str, Json] = {
     "`true` or `false`": {"type": "boolean"},
     "code of ISO 4217, such as `EUR`": {"type": "string", "maxLength": 3, "pattern": "^[A-Z]{3}$"},
     "name of a pool": {"type": "string", "maxLength": 63, "pattern": _NAME},
+    "name of a spot entitlement": {"type": "string", "maxLength": 63, "pattern": _NAME},
     "name of a group": {"type": "string", "maxLength": 63, "pattern": _NAME},
     "text": {"type": "string", "minLength": 1, "maxLength": MOST_TEXT},
     "list of names, at least one": {

@@ -6,7 +6,7 @@ import logging
 
 from sidecar.tracing.interface import Trace
 from tokenpool.accounting.account import Account
-from tokenpool.outcomes import Ending, Reason
+from tokenpool.outcomes import Ending, Reason, Verdict
 from tokenpool.pricing.cost import Usage
 
 log = logging.getLogger("sidecar.access")
@@ -28,8 +28,12 @@ class AccessLog:
         *,
         trace: Trace | None = None,
         credential_id: str = "",
+        verdict: Verdict | None = None,
     ) -> None:
-        """Log one request: its id, entitlement, credential, outcome, duration, usage, and trace."""
+        """Log one request: its id, entitlement, credential, outcome, duration, usage, and trace.
+
+        ``verdict`` is its decision if that is not enforced.
+        """
         if not self.is_on:
             return
         entry: dict[str, object] = {
@@ -41,6 +45,9 @@ class AccessLog:
         }
         if trace is not None:
             entry["trace_id"] = trace.id
+        if verdict is not None:
+            entry["shadow"] = verdict.decision.value
+            entry["shadow_reason"] = verdict.reason.value if verdict.reason is not None else None
         if usage is not None:
             entry |= usage._asdict()
         log.info("request", extra=entry)

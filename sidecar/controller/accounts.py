@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from tokenpool.accounting.account import Account
+from tokenpool.accounting.group_accounts import group_accounts, place, use_ceilings
 from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.entitlements import Entitlement, Group, Pool, PoolFile
 
@@ -35,8 +37,12 @@ class Accounts:
         """Rises with each pool file. A cached head is valid within one epoch."""
         self.anonymous: Account | None = None
         """The account of callers without a key, if the pool file names one."""
+        self.enforces = pool.enforce
+        """Whether the pool enforces decisions."""
         self.groups: tuple[Group, ...] = ()
         """The groups of the pool."""
+        self.of_groups: dict[str, Account] = {}
+        """The accounts of groups with a ceiling, by their names in the lease store."""
         self._pricing = pool.pricing
         self._prepared: _Prepared | None = None
         self.configure(file, pool, now)
@@ -68,14 +74,20 @@ class Accounts:
         self.by_name = prepared.accounts
         self.anonymous = self.by_name.get(file.anonymous) if file.anonymous else None
         self.groups = file.groups_of(pool.name)
+        self.of_groups = group_accounts(self.groups, self.of_groups, now)
+        place(self.by_name.values(), self.groups, self.of_groups)
+        if control.leases is None:
+            use_ceilings(self.of_groups.values(), now)
         self._pricing = pool.pricing
+        self.enforces = pool.enforce
 
     def _gather(
         self, entitlements: Sequence[Entitlement], pool: Pool, now: float, prepared: _Prepared
     ) -> None:
         """Find or make the account of each entitlement, and note which of those found must change."""
         known, is_repriced = self.by_name, pool.pricing != self._pricing
-        for entitlement in entitlements:
+        for each in entitlements:
+            entitlement = each if pool.enforce else replace(each, enforce=False)
             name = entitlement.name
             account = known.get(name)
             if account is None:

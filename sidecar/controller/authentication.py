@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from sidecar.controller import refusals
 from sidecar.controller.accounts import Accounts
+from sidecar.controller.scope import owners
 from sidecar.controller.stored_responses import StoredResponses
-from sidecar.decisions import Refusal
+from sidecar.decisions import Identity, Refusal
 from sidecar.dialects.routes import Access, Route, find, stored_id
 from sidecar.identity import MOST_KEYS, Credential, CredentialSource, KeyRing, has_ended, sent_keys
 from sidecar.jwt.interface import JwtSource
@@ -72,13 +73,35 @@ class Authenticator:
         if access is Access.ADMINISTRATOR:
             return self._administrator(head)
         account = self._identify(head, may_be_anyone=access is Access.DISCOVERY and self._exposes_engine)
+        if isinstance(account, Refusal) and not self._accounts.enforces:
+            account = self._unenforced(head, account)
         if account is None or isinstance(account, Refusal):
             return account
         if route.names_stored:
             name = stored_id(head.path)
-            if name is not None and self._stored.tokens(name, account.entitlement.name) is None:
+            if name is not None and not self._may_read(name, account, head.identity):
                 return refusals.unknown_response(name, account)
         return account
+
+    def _unenforced(self, head: RequestHead, refusal: Refusal) -> Account | Refusal:
+        """The account of a caller that a pool without enforcement does not know, if the file names one."""
+        anonymous = self._accounts.anonymous
+        if anonymous is None:
+            return refusal
+        head.identity, head.credential = Identity(refusal=refusal), None
+        return anonymous
+
+    def _may_read(self, name: str, account: Account, identity: Identity | None) -> bool:
+        """Whether a caller may read a stored response.
+
+        Without enforcement it may also read one of which no owner is known: it may be older than the sidecar.
+        """
+        for owner in owners(account, identity):
+            if self._stored.tokens(name, owner) is not None:
+                return True
+        return account.shadow is not None and not self._stored.belongs_to_another(
+            name, account.entitlement.name
+        )
 
     def _exists(self, route: Route) -> bool:
         """Whether the settings and the pool file open a route. Without them its path is unknown."""
@@ -126,6 +149,8 @@ class Authenticator:
         for credential in found:
             if not has_ended(credential, self.wall_clock):
                 head.credential = credential
+                if credential.others:
+                    head.identity = self._others(credential)
                 return account
         head.credential = found[0]
         return Refusal(
@@ -147,6 +172,11 @@ class Authenticator:
         if found:
             return found
         return refusal or Refusal(Reason.UNKNOWN_KEY, "this API key belongs to no entitlement of this pool")
+
+    def _others(self, credential: Credential) -> Identity:
+        """The further accounts of a credential that several entitlements have."""
+        by_name = self._accounts.by_name
+        return Identity(tuple([by_name[name] for name in credential.others if name in by_name]))
 
     def _find(self, key: bytes) -> Credential | Refusal | None:
         """The credential of a key: of the pool file, of another source, or of an issuer of JWTs."""

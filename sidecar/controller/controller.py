@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import cast
+from typing import NamedTuple, cast
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
@@ -23,9 +23,10 @@ from sidecar.controller.credential_limits import CredentialLimits
 from sidecar.controller.engine_priority import EnginePriority, PriorityPolicy
 from sidecar.controller.queue_metrics import queue_metrics
 from sidecar.controller.quotas import QuotaAccounts
+from sidecar.controller.scope import lowered, models_of, owners, resolve
 from sidecar.controller.settlement import Settlement
 from sidecar.controller.stored_responses import StoredResponses
-from sidecar.decisions import AdmittedRequest, Refusal, draining
+from sidecar.decisions import AdmittedRequest, Identity, Refusal, draining
 from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpriced
 from sidecar.dialects.fields import without_priority
 from sidecar.dialects.routes import Route
@@ -37,12 +38,14 @@ from sidecar.proxy.interface import RunningRequest, WaitingRequest
 from sidecar.telemetry import Telemetry
 from sidecar.tracing.interface import Trace
 from tokenpool.accounting.account import Account
+from tokenpool.accounting.shadow import Shadow, refused
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Dimension
 from tokenpool.control.driver import NOTHING_SPENT, Driver
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.quotas.budget import Budget
 from tokenpool.quotas.quotas import Quotas
 
 
@@ -55,6 +58,15 @@ class Policies:
     engine_priority: PriorityPolicy = PriorityPolicy.AUTO
     exposes_engine: bool = False
     """Whether callers without a key see the engine's metrics and models."""
+
+
+class Resolution(NamedTuple):
+    """The entitlement of a request, once its body was read."""
+
+    account: Account
+    parsed: Parsed
+    refusal: Refusal | None
+    """A refusal that is not enforced."""
 
 
 class Controller:
@@ -165,8 +177,9 @@ class Controller:
         body: bytes,
         trace: Trace | None = None,
         credential: Credential | None = None,
+        identity: Identity | None = None,
     ) -> AdmittedRequest | PendingRequest | Refusal:
-        """Price a request and decide, or make it wait.
+        """Price a request and decide, or make it wait. ``identity`` is what its head says beyond the account.
 
         The caller registers a pending request with ``wait``, then calls ``act``, and settles an admitted
         request exactly once.
@@ -176,20 +189,44 @@ class Controller:
         if not self.engine.is_up and not (is_priced and self.control.knows_others):
             return refusals.engine_down(account)
         if route.parse is None or account is None:
-            return AdmittedRequest(body, now, account)
+            admitted = AdmittedRequest(body, now, account)
+            if route.lists_models and account is not None and account.entitlement.models:
+                admitted.models = models_of(account, identity) if account.shadow is None else None
+            return admitted
         try:
             parsed = route.parse(body)
             if len(body) > MOST_UNPRICED:
                 check_unpriced(parsed)
         except Malformed as error:
+            if account.shadow is not None and _is_shadow_for_all(identity):
+                return self._unpriced(account, account.shadow, body, now)
             return Refusal(Reason.MALFORMED, str(error), error.param, account=account)
+        if not account.is_plain:
+            resolved = self._resolve(account, identity, parsed)
+            if isinstance(resolved, Refusal):
+                return resolved
+            account, parsed, _ = resolved
+            if account.shadow is not None:
+                return self._admit_shadow(resolved, account.shadow, now, trace, credential)
+            return self._offer(account, parsed, now, trace, credential)
         if parsed.model is not None and not self.pool.serves(parsed.model):
             return refusals.unknown_model(parsed.model, account)
         if parsed.continued_response is not None or parsed.response_name is not None:
-            found = self._with_stored(account, parsed)
+            found = self._with_stored(account, [account.entitlement.name], parsed)
             if isinstance(found, Refusal):
                 return found
             parsed = found
+        return self._offer(account, parsed, now, trace, credential)
+
+    def _offer(
+        self,
+        account: Account,
+        parsed: Parsed,
+        now: float,
+        trace: Trace | None,
+        credential: Credential | None,
+    ) -> AdmittedRequest | PendingRequest | Refusal:
+        """Price a request and decide."""
         cost = account.pricer.price(parsed.ask, self.engine.shape)
         limited_by = ""
         if credential is not None and credential.concurrency:
@@ -205,7 +242,7 @@ class Controller:
             body=parsed.body,
             request=parsed,
             streams=parsed.streams,
-            budgets=account.budgets,
+            budgets=self._budgets(account, credential),
         )
         if trace is not None:
             trace.priced(now, account, parsed, cost)
@@ -217,6 +254,12 @@ class Controller:
         outcome.limited_by = limited_by
         return outcome
 
+    def _budgets(self, account: Account, credential: Credential | None) -> tuple[Budget, ...]:
+        """The budgets of a request; none without quotas."""
+        if credential is None or not credential.quotas or self._quotas is None:
+            return account.budgets
+        return account.budgets + self._quotas.of_credential(credential.id, credential.quotas)
+
     @property
     def _sidecars(self) -> int:
         """The number of sidecars that share a limit."""
@@ -226,17 +269,104 @@ class Controller:
     def _jitter(self) -> float:
         return self._random.random() if self._random is not None else 0.0
 
-    def _with_stored(self, account: Account, parsed: Parsed) -> Parsed | Refusal:
-        """The request with the tokens of the response that it continues, which must be the caller's own."""
-        name = account.entitlement.name
-        if parsed.response_name is not None and self._stored.belongs_to_another(parsed.response_name, name):
+    def _resolve(self, account: Account, identity: Identity | None, parsed: Parsed) -> Resolution | Refusal:
+        """The entitlement of a request whose model and service tier are known, with its refusal.
+
+        A refusal that is not enforced is part of the resolution. A stored response of another caller is
+        protected without enforcement, too.
+        """
+        names = owners(account, identity)
+        refusal: Refusal | None = None
+        if parsed.model is not None and not self.pool.serves(parsed.model):
+            refusal = refusals.unknown_model(parsed.model, account)
+        else:
+            account, refusal = resolve(account, identity, parsed.model)
+        if parsed.is_flex:
+            account = lowered(account, self.accounts, parsed.model)
+        if refusal is None and (parsed.continued_response is not None or parsed.response_name is not None):
+            found = self._with_stored(account, names, parsed)
+            if isinstance(found, Parsed):
+                parsed = found
+            elif self._names_others(names, parsed):
+                return found
+            else:
+                refusal = found
+        if refusal is not None and account.shadow is None:
+            return refusal
+        return Resolution(account, parsed, refusal)
+
+    def _unpriced(self, account: Account, shadow: Shadow, body: bytes, now: float) -> AdmittedRequest:
+        """Send a body that cannot be priced to the engine, which decides about it: without a reservation."""
+        admitted = AdmittedRequest(body, now, account)
+        admitted.verdict = verdict = refused(Reason.MALFORMED)
+        shadow.count(verdict)
+        self._telemetry.shadowed(account, verdict)
+        return admitted
+
+    def _admit_shadow(
+        self,
+        resolved: Resolution,
+        shadow: Shadow,
+        now: float,
+        trace: Trace | None,
+        credential: Credential | None,
+    ) -> AdmittedRequest | Refusal:
+        """Send a request to the engine here, with the decision that is not enforced.
+
+        Only an engine that is down, and a sidecar that stops, refuse such a request.
+        """
+        account, parsed, refusal = resolved
+        if not self.engine.is_up:
+            return refusals.engine_down(account)
+        cost = account.pricer.price(parsed.ask, self.engine.shape)
+        limited_by = ""
+        if refusal is None and credential is not None and credential.concurrency:
+            if self.limits.take(credential, cost.sequences, self._sidecars):
+                limited_by = credential.id
+            else:
+                in_use = self.limits.in_use(credential.id)
+                refusal = refusals.over_credential(account, credential, cost.sequences, in_use, 0.0)
+        reason = refusal.reason if refusal is not None else None
+        ticket = self.control.offer_shadow(
+            account,
+            shadow,
+            parsed.ask,
+            cost,
+            now,
+            streams=parsed.streams,
+            refusal=reason,
+            budgets=account.budgets,
+        )
+        if ticket.verdict is not None:
+            self._telemetry.shadowed(account, ticket.verdict)
+        if trace is not None:
+            trace.priced(now, account, parsed, cost)
+        return self._admitted(ticket, parsed, now, limited_by)
+
+    def _with_stored(self, account: Account, names: list[str], parsed: Parsed) -> Parsed | Refusal:
+        """The request with the tokens of the response that it continues, which must be the caller's own.
+
+        ``names`` are the entitlements whose responses the caller may use.
+        """
+        continued = parsed.continued_response
+        if parsed.response_name is not None and self._is_others(parsed.response_name, names):
             return refusals.response_id_in_use(parsed.response_name, account)
-        if parsed.continued_response is None:
+        if continued is None:
             return parsed
-        tokens = self._stored.tokens(parsed.continued_response, name)
-        if tokens is None:
-            return refusals.unknown_response(parsed.continued_response, account)
-        return parsed._replace(ask=parsed.ask._replace(token_ids=tokens))
+        for owner in names:
+            tokens = self._stored.tokens(continued, owner)
+            if tokens is not None:
+                return parsed._replace(ask=parsed.ask._replace(token_ids=tokens))
+        return refusals.unknown_response(continued, account)
+
+    def _is_others(self, response: str, names: list[str]) -> bool:
+        """Whether none of these entitlements owns a stored response that has an owner."""
+        return all(self._stored.belongs_to_another(response, name) for name in names)
+
+    def _names_others(self, names: list[str], parsed: Parsed) -> bool:
+        """Whether a request names a stored response of another caller."""
+        named = (parsed.continued_response, parsed.response_name)
+        return any(each is not None and self._is_others(each, names) for each in named)
 
     def _admitted(
         self, ticket: Ticket, parsed: Parsed, started_at: float, limited_by: str
@@ -245,9 +375,11 @@ class Controller:
             parsed.body, started_at, ticket.account, ticket, hides_usage=parsed.hides_usage
         )
         admitted.limited_by = limited_by
-        self._priority.write(admitted, parsed)
-        if ticket.place is not None or self.control.knows_others:
-            admitted.parsed = parsed
+        admitted.verdict = ticket.verdict
+        if ticket.verdict is None:  # otherwise it keeps its own priority, and its place
+            self._priority.write(admitted, parsed)
+            if ticket.place is not None or self.control.knows_others:
+                admitted.parsed = parsed
         return admitted
 
     def admit_again(
@@ -321,9 +453,27 @@ class Controller:
         self._telemetry.ended(pending.account, Ending.CLIENT_GONE)
 
     def decided(self, pending: PendingRequest, outcome: Ticket | Shed) -> AdmittedRequest | Refusal:
-        """The decision about a request that waited, in the form for the proxy."""
+        """The decision about a request that waited, in the form for the proxy.
+
+        A request that began to wait before its entitlement ceased to be enforced is not refused.
+        """
         if isinstance(outcome, Shed):
             self.limits.give_back(pending.limited_by, pending.cost.sequences)
+            shadow = pending.account.shadow
+            if shadow is not None and self.engine.is_up:
+                parsed, now = cast(Parsed, pending.request), self._telemetry.clock()
+                ticket = self.control.offer_shadow(
+                    pending.account,
+                    shadow,
+                    pending.ask,
+                    pending.cost,
+                    now,
+                    streams=pending.streams,
+                    refusal=outcome.reason,
+                )
+                if ticket.verdict is not None:
+                    self._telemetry.shadowed(pending.account, ticket.verdict)
+                return self._admitted(ticket, parsed, pending.arrived_at, "")
             return self._shed(pending.account, outcome, has_waited=True)
         return self._admitted(outcome, cast(Parsed, pending.request), pending.arrived_at, pending.limited_by)
 
@@ -394,3 +544,8 @@ class Controller:
             value=self.control.slo.reserved_slots,
         )
         yield from self._priority.metrics()
+
+
+def _is_shadow_for_all(identity: Identity | None) -> bool:
+    """Whether no other entitlement of a credential is enforced."""
+    return identity is None or all(other.shadow is not None for other in identity.others)

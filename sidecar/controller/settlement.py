@@ -127,4 +127,5 @@ class Settlement:
                 usage,
                 trace=admitted.trace,
                 credential_id=admitted.credential_id,
+                verdict=admitted.verdict,
             )

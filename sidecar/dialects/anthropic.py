@@ -13,6 +13,7 @@ from sidecar.dialects.bodies import (
     Parsed,
     at,
     content,
+    is_flex,
     items,
     output_bound,
     read,
@@ -45,6 +46,7 @@ class _Request(msgspec.Struct):
     tools: Raw = NOTHING
     kv_transfer_params: Raw = NOTHING
     stream: bool | None = False
+    service_tier: Raw = NOTHING
 
 
 _decode = msgspec.json.Decoder(_Request).decode
@@ -76,7 +78,15 @@ def parse(body: bytes) -> Parsed:
         target=(ROUTE, request.model or ""),
         prefixes=prefixes(text_bytes, (*tools, *texts)),
     )
-    return Parsed(ask, request.model, bool(request.stream), False, body, takes_priority=False)
+    return Parsed(
+        ask,
+        request.model,
+        bool(request.stream),
+        False,
+        body,
+        takes_priority=False,
+        is_flex=is_flex(request.service_tier),
+    )
 
 
 def error_body(reason: Reason, message: str, param: str | None = None) -> bytes:

@@ -99,6 +99,8 @@ class Parsed(NamedTuple):
     """The stored response that the request continues."""
     response_name: str | None = None
     """The name that the client chose for the response, under which it may be stored."""
+    is_flex: bool = False
+    """Whether the client requests the service tier ``flex``: spare capacity only."""
 
 
 class Content(NamedTuple):
@@ -219,6 +221,15 @@ def not_too_many(prompts: int, name: str, each: int = 1) -> int:
             f"{prompts} prompts{per_prompt} are more than {MOST_SEQUENCES} sequences; send fewer", name
         )
     return prompts
+
+
+def is_flex(service_tier: Raw) -> bool:
+    """Whether a ``service_tier`` is ``flex``. All other values mean the usual service.
+
+    OpenAI knows ``auto``, ``default``, ``flex``, ``scale`` and ``priority``; Anthropic ``auto`` and
+    ``standard_only``. No value raises the tier of a request, so the others have no effect here.
+    """
+    return bytes(memoryview(service_tier)) == b'"flex"'
 
 
 def is_null(value: Raw) -> bool:

@@ -18,6 +18,7 @@ from sidecar.dialects.bodies import (
     check_no_embeds,
     content,
     input_bound,
+    is_flex,
     items,
     not_too_many,
     output_bound,
@@ -113,7 +114,15 @@ def parse_chat_batch(body: bytes) -> Parsed:
         # Not documented on this route; vLLM 0.32 passes it to each conversation.
         input_bound=input_bound(request.truncate_prompt_tokens),
     )
-    return Parsed(ask, request.model, False, False, body, is_given(request.priority, body))
+    return Parsed(
+        ask,
+        request.model,
+        False,
+        False,
+        body,
+        is_given(request.priority, body),
+        is_flex=request.service_tier is not NOTHING and is_flex(request.service_tier),
+    )
 
 
 def conversation_of(value: Raw) -> Content:
@@ -194,14 +203,15 @@ def _chat_bound(request: Chat | ChatBatch) -> int | None:
 
 def _parsed(ask: Ask, request: Generation, body: bytes) -> Parsed:
     has_priority = is_given(request.priority, body)
+    lowers = request.service_tier is not NOTHING and is_flex(request.service_tier)
     if not request.stream:
-        return Parsed(ask, request.model, False, False, body, has_priority)
+        return Parsed(ask, request.model, False, False, body, has_priority, is_flex=lowers)
     options = request.stream_options
     asks_for_usage = isinstance(options, StreamOptions) and bool(options.include_usage)
     if not asks_for_usage:
         field = b'"stream_options":{"include_usage":true}'
         body = with_field(body, field, replaces=options is not UNSET)
-    return Parsed(ask, request.model, True, not asks_for_usage, body, has_priority)
+    return Parsed(ask, request.model, True, not asks_for_usage, body, has_priority, is_flex=lowers)
 
 
 def error_body(reason: Reason, message: str, param: str | None = None) -> bytes:
@@ -268,6 +278,8 @@ _ERRORS: dict[Reason, tuple[str, str | int]] = {
     Reason.UNKNOWN_ROUTE: (_INVALID, "unknown_url"),
     # The same values as vLLM's, so that a client sees no difference between sidecar and engine.
     Reason.UNKNOWN_MODEL: ("NotFoundError", 404),
+    # The values of OpenAI, which answers 404, too: it does not reveal whether the model exists.
+    Reason.MODEL_NOT_PERMITTED: (_INVALID, "model_not_found"),
     Reason.UNKNOWN_RESPONSE: (_INVALID, 404),
     Reason.METHOD_NOT_ALLOWED: (_INVALID, "method_not_allowed"),
     Reason.TARGET_TOO_LONG: (_INVALID, "target_too_long"),

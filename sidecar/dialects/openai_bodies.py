@@ -36,6 +36,7 @@ class Generation(msgspec.Struct):
     n: int | float | None = 1
     truncate_prompt_tokens: int | float | None = None
     priority: Raw | UnsetType = UNSET
+    service_tier: Raw = NOTHING
 
 
 class Chat(Generation):

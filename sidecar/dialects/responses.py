@@ -19,6 +19,7 @@ from sidecar.dialects.bodies import (
     Parsed,
     at,
     content,
+    is_flex,
     items,
     output_bound,
     read,
@@ -60,6 +61,7 @@ class _Request(msgspec.Struct):
     previous_response_id: str | None = None
     request_id: str | None = None
     priority: Raw | UnsetType = UNSET
+    service_tier: Raw = NOTHING
 
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}").fullmatch
@@ -105,6 +107,7 @@ def parse(body: bytes) -> Parsed:
         has_priority=is_given(request.priority, body),
         continued_response=request.previous_response_id,
         response_name=request.request_id,
+        is_flex=is_flex(request.service_tier),
     )
 
 

@@ -49,6 +49,8 @@ class Route:
     """Finds the usage in an answer that is not streamed."""
     names_stored: bool = False
     """Whether the path names a stored response, which belongs to one entitlement."""
+    lists_models: bool = False
+    """Whether the answer lists models. Its caller sees those that it may use."""
 
     @property
     def methods(self) -> tuple[bytes, ...]:
@@ -77,7 +79,7 @@ ROUTES: dict[bytes, Route] = {
     b"/rerank": _RERANKING,
     b"/v1/rerank": _RERANKING,
     b"/v2/rerank": _RERANKING,
-    b"/v1/models": Route(b"GET", access=Access.DISCOVERY),
+    b"/v1/models": Route(b"GET", access=Access.DISCOVERY, lists_models=True),
     b"/tokenize": Route(b"POST"),
     b"/detokenize": Route(b"POST"),
     b"/health": Route(b"GET", access=Access.ANYONE),

@@ -162,7 +162,11 @@ class EngineWatcher:
                 self._state.page_late(seen)
             else:
                 ledger = self._ledger
-                self._state.page_read(seen, ledger.concurrency_in_use, ledger.kv_in_use)
+                self._state.page_read(
+                    seen,
+                    ledger.concurrency_in_use + ledger.surplus_concurrency,
+                    ledger.kv_in_use + ledger.surplus_kv,
+                )
         finally:
             reading.cancel()
 

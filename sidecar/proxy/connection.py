@@ -267,10 +267,14 @@ class ClientConnection(ReceivingConnection):
                 )
                 return None
         if not is_expensive:
-            admitted = manager.controller.admit(route, account, body, head.trace, head.credential)
+            admitted = manager.controller.admit(
+                route, account, body, head.trace, head.credential, head.identity
+            )
         else:
             began_at = thread_time()
-            admitted = manager.controller.admit(route, account, body, head.trace, head.credential)
+            admitted = manager.controller.admit(
+                route, account, body, head.trace, head.credential, head.identity
+            )
             self._spent_s = spent_s = thread_time() - began_at
             if len(body) > LARGE_BODY:
                 self.caller.read_expensive(body, spent_s)

@@ -14,6 +14,7 @@ import logging
 from typing import Protocol
 
 from sidecar.decisions import ENGINE_RETRY_S, AdmittedRequest, Refusal
+from sidecar.dialects.model_list import ModelListReader
 from sidecar.dialects.quota_headers import quota_lines
 from sidecar.dialects.refusals import REFUSALS, concerns_priority
 from sidecar.dialects.stream_reader import StreamReader
@@ -22,12 +23,13 @@ from sidecar.proxy.heads import RequestHead, ResponseHead, with_length
 from sidecar.proxy.interface import RequestController
 from sidecar.proxy.upstream import NO_ROOM, Connection, Connections
 from sidecar.telemetry import Telemetry
-from tokenpool.outcomes import Ending, Reason
+from tokenpool.outcomes import SHADOW_HEADER, Ending, Reason
 
 log = logging.getLogger(__name__)
 
 _CHUNKED = b"transfer-encoding: chunked\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
+_SHADOW_LINE = SHADOW_HEADER.encode() + b": %b\r\n"
 _MOST_ATTEMPTS = 2
 OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
 """Errors of a connection attempt that prove nothing about the engine's health."""
@@ -167,12 +169,16 @@ class Exchange:
         self._status = head.status
         if admitted.ticket is not None and head.status == 200:
             self._reader = self._reader_of(head)
+        elif admitted.models is not None and head.status == 200 and self._request.method != b"HEAD":
+            self._reader = ModelListReader(admitted.models)
         dialect = self._request.dialect
         extra = dialect.id_lines(self._request.id)
         if admitted.ticket and admitted.account:
             extra += dialect.limit_headers(admitted.account)
             if admitted.ticket.hold is not None:
                 extra += quota_lines(admitted.ticket.hold.budgets)
+        if admitted.verdict is not None:
+            extra += _SHADOW_LINE % str(admitted.verdict).encode()
         origin = self._request.origin
         if origin is not None:
             extra += self._controller.engine.cors.relayed(
@@ -203,11 +209,12 @@ class Exchange:
 
     def _framing(self, head: ResponseHead) -> bytes:
         """The header lines that tell the client where the response ends."""
+        is_changed = self._admitted.models is not None and head.status == 200
         if head.status in (204, 304) or self._request.method == b"HEAD":
-            length = head.content_length
+            length = None if is_changed else head.content_length
             return b"" if length is None or head.status == 204 else b"content-length: %d\r\n" % length
         # Hiding an event changes the length of a stream.
-        if head.content_length is not None and not head.is_event_stream:
+        if head.content_length is not None and not (head.is_event_stream or is_changed):
             return b"content-length: %d\r\n" % head.content_length
         if self._request.is_http10:
             self._keeps_alive = False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 
+from sidecar.decisions import Identity
 from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.openai import OPENAI
 from sidecar.dialects.routes import Route
@@ -92,9 +93,11 @@ class RequestHead:
         "_given_id",
         "credential",
         "framed",
+        "framed_for",
         "framed_with",
         "headers",
         "id",
+        "identity",
         "is_http10",
         "keeps_alive",
         "method",
@@ -110,6 +113,10 @@ class RequestHead:
         """This head as the engine receives it, without the framing of the body; ``None`` until needed."""
         self.framed_with = b""
         """The framer's own headers in ``framed``."""
+        self.framed_for: Account | None = None
+        """The account that ``framed`` names."""
+        self.identity: Identity | None = None
+        """What is known of the caller beyond its account; ``None`` for most requests."""
         self.method = b""
         self.target = b""
         self.path = b""
@@ -197,11 +204,12 @@ class RequestFramer:
             self._fixed += b"authorization: Bearer " + engine_key.encode() + b"\r\n"
 
     def frame(self, head: RequestHead, body_length: int, account: Account | None) -> bytes:
-        """The head of the request to the engine. A head belongs to one account."""
+        """The head of the request to the engine. It names the account."""
         framed = head.framed
-        if framed is None or head.framed_with is not self._fixed:
+        if framed is None or head.framed_with is not self._fixed or head.framed_for is not account:
             framed = head.framed = self._without_framing(head, account)
             head.framed_with = self._fixed
+            head.framed_for = account
         if head.trace is not None:
             framed += head.trace.headers()
         if body_length or head.method == b"POST":

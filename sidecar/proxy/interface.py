@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sidecar.decisions import AdmittedRequest, Refusal
+from sidecar.decisions import AdmittedRequest, Identity, Refusal
 from sidecar.dialects.reported_usage import NoUsage
 from sidecar.dialects.routes import Route
 from sidecar.engine.state import EngineState
@@ -89,6 +89,7 @@ class RequestController(Protocol):
         body: bytes,
         trace: Trace | None,
         credential: Credential | None,
+        identity: Identity | None = None,
     ) -> AdmittedRequest | PendingRequest | Refusal:
         """Price a request and decide, or make it wait. ``act`` follows."""
 

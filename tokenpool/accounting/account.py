@@ -13,6 +13,7 @@ from tokenpool.accounting.bucket import TokenBucket, bucket_depth
 from tokenpool.accounting.meter import Meter
 from tokenpool.accounting.report import Report
 from tokenpool.accounting.retries import Retries
+from tokenpool.accounting.shadow import Shadow
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.pricing.cost import Cost, Pricer
@@ -67,9 +68,12 @@ class Account:
         "debt",
         "depth",
         "entitlement",
+        "groups",
         "has_borrowed",
         "has_peers",
         "is_active",
+        "is_group",
+        "is_plain",
         "is_preemptible",
         "is_spot",
         "kv_elsewhere",
@@ -84,6 +88,7 @@ class Account:
         "pool_limit",
         "pricer",
         "retries",
+        "shadow",
     )
 
     def __init__(self, entitlement: Entitlement, pricing: Pricing, now: float) -> None:
@@ -91,6 +96,8 @@ class Account:
         self.is_spot = entitlement.tier is Tier.SPOT
         self.is_preemptible = entitlement.is_preemptible
         """The value that the ledger counts with; see ``Ledger.reconfigure``."""
+        self.is_plain = entitlement.is_plain
+        """Whether its requests need no rule but limits: a request costs one comparison then."""
         self.is_active = False
         """Whether the account is in ``ActiveAccounts``. Only ``ActiveAccounts`` changes this."""
         self.plan = 0
@@ -105,6 +112,8 @@ class Account:
         self.bucket = TokenBucket(now)
         self.meter = Meter(now)
         self.retries = Retries()
+        self.shadow = None if entitlement.enforce else Shadow()
+        """The decisions and the surplus of an entitlement that is not enforced; ``None`` otherwise."""
         self.limit = NOTHING
         """The amount that may be used here. Its rate is pool-wide: the bucket holds this sidecar's part of
         it."""
@@ -123,6 +132,10 @@ class Account:
         """The tokens that this request has borrowed."""
         self.lent = NOTHING
         """The part of ``limit`` that was borrowed since it was set."""
+        self.groups: tuple[Account, ...] = ()
+        """The accounts of its groups with a ceiling, from the bottom. Their limits bind it, too."""
+        self.is_group = False
+        """Whether this is the account of a group (``group_accounts``)."""
         self.away = 0
         """The part of ``concurrency_in_use`` on other replicas, by handover. Only the ledger changes it."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.meter import RESIDENCE_PRIOR_S
+from tokenpool.accounting.shadow import Shadow
 from tokenpool.accounting.ticket import Place, Ticket
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.outcomes import Ending
@@ -18,7 +19,16 @@ from tokenpool.pricing.estimators import Average
 class Ledger:
     """Makes reservations on accounts, and keeps the sums over all accounts of one sidecar."""
 
-    __slots__ = ("away", "concurrency_in_use", "kv_in_use", "preemptible_in_use", "residence", "spent")
+    __slots__ = (
+        "away",
+        "concurrency_in_use",
+        "kv_in_use",
+        "preemptible_in_use",
+        "residence",
+        "spent",
+        "surplus_concurrency",
+        "surplus_kv",
+    )
 
     def __init__(self) -> None:
         self.kv_in_use = 0
@@ -29,6 +39,9 @@ class Ledger:
         """Sequences on this engine that may be ended for a guarantee."""
         self.away = 0
         """Sequences that run on other replicas, by handover. No other sum here includes them."""
+        self.surplus_kv = self.surplus_concurrency = 0
+        """KV tokens and sequences on this engine that enforcement would not run (``shadow``). No other sum
+        here includes them."""
         self.spent = 0.0
         """Throughput tokens charged less refunds, over all accounts. It may fall."""
         self.residence = Average(RESIDENCE_PRIOR_S)
@@ -38,6 +51,11 @@ class Ledger:
         """Apply a changed entitlement or changed prices. Requests in flight keep their reservations."""
         account.entitlement = entitlement
         account.is_spot = entitlement.tier is Tier.SPOT
+        account.is_plain = entitlement.is_plain
+        if entitlement.enforce:
+            account.shadow = None
+        elif account.shadow is None:
+            account.shadow = Shadow()
         if entitlement.is_preemptible is not account.is_preemptible:
             account.is_preemptible = entitlement.is_preemptible
             held = account.concurrency_in_use - account.away
@@ -50,7 +68,15 @@ class Ledger:
         """Reserve the cost of an admitted request. ``place`` is the other replica that runs it, if any."""
         ticket = Ticket(account, ask, cost, now, place)
         self._hold(ticket, cost.kv_tokens, cost.sequences, now)
-        self._charge(account, cost.throughput)
+        self._charge(ticket, cost.throughput)
+        return ticket
+
+    def count_surplus(self, account: Account, shadow: Shadow, ask: Ask, cost: Cost, now: float) -> Ticket:
+        """Make a ticket for a request that enforcement would not run. Its use is counted as surplus."""
+        ticket = Ticket(account, ask, cost, now)
+        ticket.surplus = shadow
+        self._hold(ticket, cost.kv_tokens, cost.sequences, now)
+        self._charge(ticket, cost.throughput)
         return ticket
 
     def extend(self, ticket: Ticket, output_tokens: int, block_size: int, now: float) -> None:
@@ -70,7 +96,7 @@ class Ledger:
         self._hold(ticket, kv_tokens - ticket.kv_held, 0, now)
         ticket.kv_seconds_before -= (kv_tokens - ticket.kv_held) * (now - ticket.admitted_at)
         ticket.kv_held = kv_tokens
-        self._charge(ticket.account, charge)
+        self._charge(ticket, charge)
         ticket.charged += charge
         if ticket.hold is not None:
             ticket.hold.grow(charge)
@@ -101,7 +127,7 @@ class Ledger:
         self._hold(ticket, -ticket.kv_held, -ticket.cost.sequences, now)
         account.give_back()
         tokens = account.pricer.throughput(spent)
-        self._charge(account, tokens - ticket.charged)
+        self._charge(ticket, tokens - ticket.charged)
         if ticket.hold is not None:
             ticket.hold.settle(tokens)
         if reported or ticket.has_begun or ending is Ending.FINISHED:
@@ -111,16 +137,31 @@ class Ledger:
             account.pricer.learn_cut(ticket.ask, spent.output_tokens)
         elif reported:
             account.meter.residence.observe(max(now - ticket.admitted_at, 0.0))
+            for group in ticket.groups:
+                group.meter.residence.observe(max(now - ticket.admitted_at, 0.0))
             account.pricer.learn(ticket.ask, spent, ticket.cost, ran_here=ticket.place is None)
 
-    def _charge(self, account: Account, tokens: float) -> None:
-        account.charge(tokens)
+    def _charge(self, ticket: Ticket, tokens: float) -> None:
+        if ticket.surplus is not None:
+            ticket.surplus.spent += tokens
+            return
+        ticket.account.charge(tokens)
+        for group in ticket.groups:
+            group.charge(tokens)
         self.spent += tokens
 
     def _hold(self, ticket: Ticket, kv_tokens: int, sequences: int, now: float) -> None:
         """Change the gauges of the account and of the sidecar together, so that the sums stay equal."""
+        if ticket.surplus is not None:
+            ticket.surplus.kv_in_use += kv_tokens
+            ticket.surplus.concurrency_in_use += sequences
+            self.surplus_kv += kv_tokens
+            self.surplus_concurrency += sequences
+            return
         account = ticket.account
         account.hold(kv_tokens, sequences, now)
+        for group in ticket.groups:
+            group.hold(kv_tokens, sequences, now)
         if ticket.place is not None:
             self.away += sequences
             account.away += sequences

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tokenpool.accounting.account import Account
-from tokenpool.outcomes import Ending
+from tokenpool.accounting.shadow import Shadow
+from tokenpool.outcomes import Ending, Verdict
 from tokenpool.pricing.cost import Ask, Cost
 from tokenpool.quotas.budget import QuotaHold
 
@@ -48,6 +49,7 @@ class Ticket:
         "charged",
         "cost",
         "ending",
+        "groups",
         "has_begun",
         "hold",
         "is_borrowed",
@@ -57,12 +59,16 @@ class Ticket:
         "output_held",
         "place",
         "streams",
+        "surplus",
+        "verdict",
     )
 
     def __init__(
         self, account: Account, ask: Ask, cost: Cost, now: float, place: Place | None = None
     ) -> None:
         self.account = account
+        self.groups = account.groups
+        """The accounts of its groups that hold the reservation, too."""
         self.ask = ask
         self.cost = cost
         self.admitted_at = now
@@ -87,6 +93,11 @@ class Ticket:
         """Whether the request runs beyond its entitlement's limit, on free capacity of the pool."""
         self.is_guaranteed = False
         """Whether the request was inside its entitlement's guarantee when it was admitted."""
+
+        self.verdict: Verdict | None = None
+        """The decision that is not enforced; ``None`` for an enforced request."""
+        self.surplus: Shadow | None = None
+        """The place where the use is counted instead of the account, if enforcement would not run it."""
 
     def require_running(self) -> None:
         """Raise ``TicketEnded`` if the ticket has ended."""

@@ -16,6 +16,7 @@ from dataclasses import replace
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.bucket import TokenBucket
 from tokenpool.accounting.ledger import Ledger
+from tokenpool.accounting.shadow import Shadow, refused
 from tokenpool.accounting.ticket import Place, Ticket
 from tokenpool.admission.affinity import Cached, PrefixCaches
 from tokenpool.admission.pending import RANK_BEYOND, PendingRequest, Standing, WaitsFor
@@ -27,6 +28,9 @@ from tokenpool.admission.rules import (
     Shed,
     admit,
     engine_full,
+    never_fits,
+    over_limit,
+    over_pool_limit,
     over_quota,
     refused_with_any_lease,
 )
@@ -39,7 +43,7 @@ from tokenpool.control.quota_waits import QuotaWaits
 from tokenpool.entitlements import Tier
 from tokenpool.leases.leases import Leases
 from tokenpool.leases.messages import MOST_ROOM, POOL_BUCKET_S, ReplicaRoom
-from tokenpool.outcomes import Ending, Reason
+from tokenpool.outcomes import Decision, Ending, Reason, Verdict
 from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Ask, Cost, Usage
 from tokenpool.quotas.budget import Budget, Exhausted, QuotaHold
@@ -243,6 +247,88 @@ class AdmissionControl:
         if self._may_fit_soon(outcome) and self._enter(pending, outcome, now):
             return pending
         return self._last_try(pending, outcome, now)
+
+    def offer_shadow(
+        self,
+        account: Account,
+        shadow: Shadow,
+        ask: Ask,
+        cost: Cost,
+        now: float,
+        *,
+        streams: bool = True,
+        refusal: Reason | None = None,
+        budgets: tuple[Budget, ...] = (),
+    ) -> Ticket:
+        """Admit a request whose decision is not enforced to the engine here, at once.
+
+        ``shadow`` is the account's own. ``refusal`` is the reason of a refusal before this decision. The
+        ticket has the verdict. The request neither waits nor moves, and no other request ends or waits for
+        it. If enforcement would run it, it is counted like any other request, also in the ``budgets`` of its
+        quotas. Otherwise it is surplus.
+        """
+        if not account.is_active:
+            self.active.touch(account, now)
+        hold: QuotaHold | None = None
+        if refusal is None and budgets:
+            quotas = self.quota_waits
+            assert quotas is not None
+            found = quotas.quotas.cover_at_once(budgets, cost.throughput, now)
+            if isinstance(found, Exhausted):
+                refusal = over_quota(found).reason
+            else:
+                hold = found
+        verdict = refused(refusal) if refusal is not None else self._verdict(account, shadow, cost, now)
+        shadow.count(verdict)
+        if hold is not None and verdict.decision.is_surplus:
+            hold.settle(0.0)
+            hold = None
+        if verdict.decision.is_surplus:
+            ticket = self.ledger.count_surplus(account, shadow, ask, cost, now)
+        else:
+            ticket = self.ledger.reserve(account, ask, cost, now)
+            ticket.is_guaranteed = account.is_inside_guarantee()
+            ticket.is_borrowed = account.take_borrowed()
+        ticket.verdict, ticket.streams, ticket.hold = verdict, streams, hold
+        return ticket
+
+    def _verdict(self, account: Account, shadow: Shadow, cost: Cost, now: float) -> Verdict:
+        """What enforcement would do with a request. Its demand counts, as that of a request that is shed."""
+        never = never_fits(account.entitlement.ceiling, cost, self.room)
+        if never is not None:
+            return Verdict(Decision.SHED, never.reason)
+        account.meter.offer(cost)
+        shed = self._limited(account, cost, now)
+        if shed is None and not self._has_room_elsewhere(cost, now):
+            shed = engine_full(self.ledger, account, cost, self.room)
+        longest_s = self.queue.settings.longest_wait_s(account)
+        if shed is None:
+            behind = shadow.behind(longest_s, now)
+            if behind is None:
+                return Verdict(Decision.ADMIT)
+            account.return_loan()
+            return behind
+        account.return_loan()
+        expected_s = shed.expected_s
+        if shed.reason is not Reason.TOKENS_PER_SECOND:
+            # Requests that would wait run beyond the limit here. Room becomes free at the limit's rate only.
+            expected_s *= max(shed.in_use / max(shed.limit, 1.0), 1.0)
+        is_queued = shadow.waits(shed.reason, expected_s, longest_s, now)
+        return Verdict(Decision.QUEUE if is_queued else Decision.SHED, shed.reason)
+
+    def _limited(self, account: Account, cost: Cost, now: float) -> Shed | None:
+        """The refusal by a limit, as if the request had waited for the lease store; ``None`` within it."""
+        leases = self.leases
+        if leases is None:
+            shed = over_limit(account, cost, now)
+            may_run = shed is None or self._borrow(account, cost, now)
+        elif leases.covers(account, cost, now):
+            shed = over_limit(account, cost, now)
+            may_run = shed is None
+        else:
+            shed = over_pool_limit(account, cost)
+            may_run = shed is None or not leases.has_limits or leases.borrow(account, cost, now)
+        return None if may_run else shed
 
     def _send_elsewhere(self, pending: PendingRequest, now: float) -> PeerAsk | None:
         """The ask to send together with a request that has just arrived and has no room here.
@@ -584,6 +670,8 @@ class AdmissionControl:
         ``ended`` is the account whose request has ended, if nothing else changed.
         """
         self.serve_lease_waits(now)
+        if ended is not None and ended.groups:
+            ended = None  # a request of another member of its groups may fit now
         if self.queue.waiting_for_room:
             for pending in self.queue.due(now, ended):
                 self._decide_pending(pending, now, was_queued=True)
@@ -884,8 +972,10 @@ class AdmissionControl:
         ledger, room = self.ledger, self.room
         if not self.is_serving:
             return ReplicaRoom(0.0, 0.0, ledger.spent)
+        # Surplus counts here: a request that has room on another replica should run there.
         sequences = room.slots - room.reserved_slots - ledger.concurrency_in_use - room.foreign_sequences
-        kv_tokens = room.kv_tokens - ledger.kv_in_use - room.foreign_kv_tokens
+        sequences -= ledger.surplus_concurrency
+        kv_tokens = room.kv_tokens - ledger.kv_in_use - room.foreign_kv_tokens - ledger.surplus_kv
         return ReplicaRoom(
             min(max(kv_tokens, 0.0), MOST_ROOM),
             max(sequences - self.queue.waiting_for_engine, 0.0),
@@ -932,7 +1022,8 @@ class AdmissionControl:
         if ticket.is_guaranteed and ticket.streams and self._has_slo_feedback:
             entitlement = ticket.account.entitlement
             promised_ms = entitlement.slo.ttft_ms
-            if promised_ms is not None and entitlement.tier is Tier.GUARANTEED:
+            is_enforced = ticket.verdict is None  # no slot is reserved for another request
+            if promised_ms is not None and entitlement.tier is Tier.GUARANTEED and is_enforced:
                 self.slo.observe(seconds, promised_ms / 1000)
 
     def settle(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from tokenpool.amounts import NOTHING, Dimension
 from tokenpool.entitlements import (
@@ -77,11 +78,15 @@ class Located:
 
 def check(file: PoolFile, located: Located, anonymous_line: int) -> None:
     """Check the records of a file against each other. Problems go to ``located.problems``."""
-    reach = reached(file)
+    by_jwt, any_by_jwt = reached(file)
+    by_flex = {each.flex for each in file.entitlements if each.flex is not None}
+    reach = by_jwt | by_flex, any_by_jwt
+    by_name = {each.name: each for each in file.entitlements}
     groups = {group.name: group for group in file.groups}
     misplaced = [group for group in file.groups if not _check_parent(group, groups, located)]
     for entitlement in file.entitlements:
         _check_entitlement(entitlement, file, located, reach)
+        _check_flex(entitlement, by_name, located)
         _check_group_of(entitlement, groups, located)
     for pool in file.pools:
         if not misplaced:
@@ -97,6 +102,7 @@ def check(file: PoolFile, located: Located, anonymous_line: int) -> None:
             )
     _check_keys(file, located)
     _check_anonymous(file, located, anonymous_line)
+    _check_shadow(file, located)
 
 
 def _check_entitlement(
@@ -111,12 +117,49 @@ def _check_entitlement(
             f"define it, or use one of: {known}",
         )
     check_promise(entitlement, located)
-    by_jwt, any_by_jwt = reach
-    if not entitlement.api_keys and file.anonymous != name and not any_by_jwt and name not in by_jwt:
+    _check_models(entitlement, file, located)
+    others, is_any = reach
+    if not entitlement.api_keys and file.anonymous != name and not is_any and name not in others:
         problems.warn(
             located.line(entitlement),
             f"entitlement {name!r} has no api_keys",
             "only a gateway's identity header can reach it: add a key or a rule of an issuer, or remove it",
+        )
+
+
+def _check_models(entitlement: Entitlement, file: PoolFile, located: Located) -> None:
+    """Check that the pool serves the models of an entitlement's scope."""
+    if not entitlement.models or entitlement.pool not in located.pools:
+        return
+    pool = file.pool(entitlement.pool)
+    foreign = [model for model in entitlement.models if not pool.serves(model)]
+    if foreign:
+        located.problems.error(
+            located.line(entitlement, "models"),
+            f"entitlement {entitlement.name!r} names model {foreign[0]!r}, which pool {pool.name!r} does not"
+            " serve",
+            f"add it to the models of the pool, or use some of: {', '.join(pool.models)}",
+        )
+
+
+def _check_flex(entitlement: Entitlement, by_name: Mapping[str, Entitlement], located: Located) -> None:
+    """Check the entitlement that serves the requests with ``service_tier: flex``."""
+    if entitlement.flex is None:
+        return
+    target = by_name.get(entitlement.flex)
+    line, name = located.line(entitlement, "flex"), entitlement.name
+    if target is None or target.pool != entitlement.pool or target.tier is not Tier.SPOT:
+        usable = [e.name for e in by_name.values() if e.pool == entitlement.pool and e.tier is Tier.SPOT]
+        located.problems.error(
+            line,
+            f"flex of entitlement {name!r} is {entitlement.flex!r}, which is no spot entitlement of its pool",
+            f"add one, or use one of: {', '.join(usable) or 'none'}",
+        )
+    elif target.models and not (entitlement.models and set(entitlement.models) <= set(target.models)):
+        located.problems.error(
+            line,
+            f"flex of entitlement {name!r} is {target.name!r}, which may not use all of its models",
+            f"add these models to {target.name!r}, or remove its models",
         )
 
 
@@ -291,10 +334,11 @@ def _check_promises(pool: Pool, sums: Promises, located: Located) -> None:
 
 
 def _check_keys(file: PoolFile, located: Located) -> None:
-    seen: dict[tuple[str, str], tuple[str, int]] = {}
-    ids: dict[str, int] = {}
-    owners = [(repr(each.name), each.api_keys) for each in file.entitlements]
-    for name, keys in (*owners, ("the administrators", file.administrator_keys)):
+    seen: dict[tuple[str, str], list[_Owner]] = {}
+    ids: dict[str, tuple[int, tuple[str, str]]] = {}
+    owners = [(each, each.api_keys) for each in file.entitlements]
+    for owner, keys in (*owners, (None, file.administrator_keys)):
+        name = _owner_name(owner)
         for key in keys:
             if key.source is KeySource.PLAIN:
                 located.problems.warn(
@@ -302,20 +346,41 @@ def _check_keys(file: PoolFile, located: Located) -> None:
                     f"a key of {name} is in plain text",
                     f"write 'sha256:{_identity(key)[1]}' instead",
                 )
-            if key.id and ids.setdefault(key.id, key.line) != key.line:
+            line, known = (
+                ids.setdefault(key.id, (key.line, _identity(key))) if key.id else (0, _identity(key))
+            )
+            if known != _identity(key):
                 located.problems.error(
                     key.line,
-                    f"the id {key.id!r} of a key of {name} is also used on"
-                    f" {located.sources.where(ids[key.id])}",
+                    f"the id {key.id!r} of a key of {name} is also used on {located.sources.where(line)}",
                     "give each key an id of its own",
                 )
-            owner, line = seen.setdefault(_identity(key), (name, key.line))
-            if line != key.line or owner != name:
+            others = seen.setdefault(_identity(key), [])
+            clash = next((each for each in others if not _may_share(each.entitlement, owner)), None)
+            others.append(_Owner(owner, key.line))
+            if clash is not None:
                 located.problems.error(
                     key.line,
-                    f"a key of {name} is also a key of {owner} on {located.sources.where(line)}",
-                    "give each entitlement and the administrators their own keys, and each key once",
+                    f"a key of {name} is also a key of {_owner_name(clash.entitlement)} on"
+                    f" {located.sources.where(clash.line)}",
+                    "give each entitlement and the administrators their own keys, and each key once; two"
+                    " entitlements of one pool may have a common key if their models have none in common",
                 )
+
+
+class _Owner(NamedTuple):
+    """An owner of a key, and the line of the key. Without an entitlement: the administrators."""
+
+    entitlement: Entitlement | None
+    line: int
+
+
+def _owner_name(owner: Entitlement | None) -> str:
+    return "the administrators" if owner is None else repr(owner.name)
+
+
+def _may_share(one: Entitlement | None, other: Entitlement | None) -> bool:
+    return one is not None and other is not None and one.may_share_key(other)
 
 
 def _identity(key: KeyRef) -> tuple[str, str]:
@@ -325,6 +390,18 @@ def _identity(key: KeyRef) -> tuple[str, str]:
     if key.source is KeySource.SHA256:
         return "digest", key.value
     return key.source.value, key.value
+
+
+def _check_shadow(file: PoolFile, located: Located) -> None:
+    """Warn about callers that a pool without enforcement refuses nevertheless."""
+    for pool in file.pools:
+        if pool.enforce or file.anonymous in [each.name for each in file.entitlements_of(pool.name)]:
+            continue
+        located.problems.warn(
+            located.pools[pool.name],
+            f"pool {pool.name!r} has enforce: false, but callers without a known key are refused",
+            "name an entitlement of this pool in 'anonymous' to let them pass",
+        )
 
 
 def _check_anonymous(file: PoolFile, located: Located, line: int) -> None:

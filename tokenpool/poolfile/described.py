@@ -171,6 +171,13 @@ FIELDS = (
         "Whether each settled request becomes a record in the usage store. It needs a lease store and a"
         " coordinator.",
     ),
+    Described(
+        "pools[].enforce",
+        "`true` or `false`",
+        "`true`",
+        "Whether decisions are enforced. With `false`, no entitlement of the pool is refused or delayed:"
+        " decisions are only counted and shown. Callers with an unknown key are served as `anonymous`.",
+    ),
     Described("entitlements", "list, at least one", REQUIRED, "The entitlements of all tenants."),
     Described("entitlements[].name", _NAME, REQUIRED, "The name of the entitlement. Names are unique."),
     Described("entitlements[].pool", "name of a pool", REQUIRED, "The pool that the entitlement uses."),
@@ -255,7 +262,7 @@ FIELDS = (
         "list of keys",
         "none",
         'The keys of the tenant: `"sha256:HEX"`, `{env: VARIABLE}`, `{file: PATH}`, or the key itself, with a'
-        " warning. Each key belongs to one entitlement.",
+        " warning. Each key belongs to one entitlement, or to several with different `models`.",
     ),
     Described(
         "entitlements[].api_keys[].sha256", "64 hex digits", "", "The SHA-256 digest of the key, in hex."
@@ -282,6 +289,7 @@ FIELDS = (
         "none",
         "The most sequences that run at the same time with this key, in addition to the entitlement's limit.",
     ),
+    *_quotas("entitlements[].api_keys[]", "the key"),
     Described(
         "entitlements[].preemptible",
         "`true` or `false`",
@@ -289,6 +297,27 @@ FIELDS = (
         "Whether a guarantee may end running requests of this spot entitlement.",
     ),
     *_quotas("entitlements[]", "the entitlement"),
+    Described(
+        "entitlements[].enforce",
+        "`true` or `false`",
+        "`true`",
+        "Whether decisions are enforced. With `false`, no request is refused or delayed for a limit:"
+        " decisions are only counted and shown.",
+    ),
+    Described(
+        "entitlements[].models",
+        "list of names, at least one",
+        "all models of the pool",
+        "The models and LoRA adapters that the tenant may use. Entitlements of one pool may have a common key"
+        " if their models differ: the model of a request chooses the entitlement.",
+    ),
+    Described(
+        "entitlements[].flex",
+        "name of a spot entitlement",
+        "none",
+        "The spot entitlement that serves this entitlement's requests with `service_tier: flex`. Without it,"
+        " these requests are served like others.",
+    ),
     Described(
         "entitlements[].group",
         "name of a group",

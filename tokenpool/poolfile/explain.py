@@ -35,6 +35,8 @@ def _pool(pool: Pool, file: PoolFile) -> Iterator[str]:
     replicas = f"{pool.min_replicas} to {pool.max_replicas} replicas"
     records = "; usage records" if pool.usage_records else ""
     yield f"pool {pool.name}: models {', '.join(pool.models)}; {replicas}{records}"
+    if not pool.enforce:
+        yield "  not enforced: decisions are only counted and shown"
     yield f"  {'':18} {'one replica':>12} {'at min':>10} {'at max':>10} {'promised':>10}"
     for dimension in Dimension:
         one = getattr(pool.replica, dimension.value)
@@ -84,6 +86,12 @@ def _entitlement(entitlement: Entitlement) -> Iterator[str]:
         f"  {entitlement.name}{inside}: {entitlement.tier}, weight {entitlement.weight:g},"
         f" {len(entitlement.api_keys)} keys"
     )
+    if entitlement.models:
+        yield f"    models     {', '.join(entitlement.models)}"
+    if entitlement.flex is not None:
+        yield f"    flex       {entitlement.flex} serves requests with service_tier: flex"
+    if not entitlement.enforce:
+        yield "    enforced   no: decisions are only counted and shown"
     yield f"    guarantee  {_amount(entitlement.guarantee, 0.0, 'none')}"
     yield f"    ceiling    {_amount(entitlement.ceiling, math.inf, 'the whole pool')}"
     if entitlement.tier is Tier.SPOT:

@@ -146,15 +146,13 @@ def _items(node: Node) -> list[Node]:
     return items
 
 
-_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "prices", "usage_records")
+_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "prices", "usage_records", "enforce")
 
 
 def _pool(node: Node, located: Located) -> Pool | None:
     fields = node.fields(_POOL_FIELDS, required=("name", "models"))
     name = name_of(fields.get("name"))
-    models = tuple(
-        text for item in (fields["models"].items() if "models" in fields else ()) if (text := item.text())
-    )
+    models = _models(fields.get("models"))
     if "models" in fields and not models:
         fields["models"].error("names no model", 'list the models that the engine serves, or ["*"] for any')
     replica = _replica(fields["replica"]) if "replica" in fields else ReplicaCapacity()
@@ -162,10 +160,25 @@ def _pool(node: Node, located: Located) -> Pool | None:
     pricing = _pricing(fields["pricing"]) if "pricing" in fields else Pricing()
     prices = _prices(fields["prices"]) if "prices" in fields else None
     has_records = fields["usage_records"].boolean() if "usage_records" in fields else False
+    enforce = fields["enforce"].boolean() if "enforce" in fields else None
     if name is None:
         return None
     located.pool(name, node.line)
-    return Pool(name, models, replica, least, most, pricing, prices=prices, usage_records=has_records is True)
+    return Pool(
+        name,
+        models,
+        replica,
+        least,
+        most,
+        pricing,
+        prices=prices,
+        usage_records=has_records is True,
+        enforce=enforce is not False,
+    )
+
+
+def _models(node: Node | None) -> tuple[str, ...]:
+    return tuple(text for item in (node.items() if node is not None else ()) if (text := item.text()))
 
 
 def _replica(node: Node) -> ReplicaCapacity:
@@ -246,6 +259,9 @@ _ENTITLEMENT_FIELDS = (
     "preemptible",
     "quotas",
     "group",
+    "enforce",
+    "models",
+    "flex",
 )
 
 
@@ -269,6 +285,15 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
             f"is true, but {tier} requests are never preempted", "remove it, or make the entitlement spot"
         )
     group = fields["group"].text() if "group" in fields else None
+    enforce = fields["enforce"].boolean() if "enforce" in fields else None
+    models = _models(fields.get("models"))
+    if "models" in fields and not models:
+        fields["models"].error("names no model", "list the models that it may use, or leave the field out")
+    if "*" in models:
+        fields["models"].error("names '*'", "leave the field out: without it, all models may be used")
+    flex = fields["flex"].text() if "flex" in fields else None
+    if flex is not None and tier == Tier.SPOT:
+        fields["flex"].error("is given, but the entitlement is spot", "remove it: no tier is lower than spot")
     if name is None or pool is None or tier is None:
         return None
     located.entitlement(name, node.line, {key: field.line for key, field in fields.items()})
@@ -285,6 +310,9 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         preemptible is not False,
         quotas=quotas,
         group=group,
+        enforce=enforce is not False,
+        models=tuple(dict.fromkeys(models)),
+        flex=flex,
     )
 
 
@@ -340,7 +368,7 @@ def _keys(node: Node) -> tuple[KeyRef, ...]:
 
 
 _KEY_SOURCES = ("sha256", "env", "file")
-_KEY_FIELDS = (*_KEY_SOURCES, "id", "expires", "concurrency")
+_KEY_FIELDS = (*_KEY_SOURCES, "id", "expires", "concurrency", "quotas")
 
 
 def _key(node: Node) -> KeyRef | None:
@@ -359,7 +387,7 @@ def _key(node: Node) -> KeyRef | None:
 
 
 def _long_key(node: Node) -> KeyRef | None:
-    """A key with its source, and optionally its id, its expiry and a limit of its own."""
+    """A key with its source, and optionally its id, its expiry, and a limit and quotas of its own."""
     fields = node.fields(_KEY_FIELDS)
     sources = [source for source in _KEY_SOURCES if source in fields]
     if len(sources) != 1:
@@ -383,6 +411,7 @@ def _long_key(node: Node) -> KeyRef | None:
         )
     expires_at = fields["expires"].time() if "expires" in fields else None
     most = fields["concurrency"].whole("sequences", least=1) if "concurrency" in fields else None
+    quotas = quotas_of(fields["quotas"]) if "quotas" in fields else ()
     if text is None:
         return None
-    return KeyRef(KeySource(source), text, node.line, name or "", expires_at, most)
+    return KeyRef(KeySource(source), text, node.line, name or "", expires_at, most, quotas)
