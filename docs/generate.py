@@ -248,9 +248,13 @@ def _sidecar() -> Sidecar:
         )
 
 
-def _coordinator() -> Coordinator:
+def coordinator_with_all_metrics() -> Coordinator:
+    """A coordinator of that pool, with administrators."""
     with pool_with_all_metrics() as pool:
-        return Coordinator(coordinator.settings.Settings(config=pool, store=STORE))
+        tokens = pool.with_name("tokens")
+        tokens.write_text("docs 0123456789abcdef\n")
+        settings = coordinator.settings.Settings(config=pool, store=STORE, administrator_tokens=tokens)
+        return Coordinator(settings)
 
 
 def sidecar_metrics() -> list[Exposed]:
@@ -269,7 +273,7 @@ def sidecar_metrics() -> list[Exposed]:
 def coordinator_metrics() -> list[Exposed]:
     """All that a coordinator exposes."""
     resources = families({}, {}, {}, is_synced=True)
-    metrics = [*_coordinator().telemetry.collect(), *resources, *BuildInfo().collect()]
+    metrics = [*coordinator_with_all_metrics().telemetry.collect(), *resources, *BuildInfo().collect()]
     return [*_of_families(coordinator_telemetry.FAMILIES), *_of_metrics(metrics)]
 
 
@@ -380,8 +384,10 @@ def routes_page() -> str:
 
 def _applications() -> Iterator[tuple[str, web.Application]]:
     yield "The admin port of a sidecar", _sidecar().admin.application()
-    made = _coordinator()
-    pages = CoordinatorAdmin(lambda: made.leaders, made.telemetry, time.monotonic)
+    made = coordinator_with_all_metrics()
+    pages = CoordinatorAdmin(
+        lambda: made.leaders, made.telemetry, time.monotonic, credentials=made.credential_api
+    )
     yield "The port of a coordinator", pages.application()
     with tempfile.TemporaryDirectory() as folder:
         cert, key = certify(Path(folder), "docs")

@@ -445,6 +445,17 @@ PARTS = Group(
             " them.",
             "usage-records-lost",
         ),
+        # Two coordinators with a database each: one that is not in step may restore old records.
+        Alert(
+            "TokenpoolCredentialsNotInStep",
+            Severity.WARNING,
+            f"min by ({_POOL}) (tokenpool_credential_records_in_step) == 0",
+            "5m",
+            "Issued keys of pool {{ $labels.pool }} are not stored durably",
+            "The database of a coordinator has had other credentials than the lease store for five minutes."
+            " Keys work as before. Changes may be refused, or lost with the lease store.",
+            "credentials-not-in-step",
+        ),
         Alert(
             "TokenpoolTickFailing",
             Severity.WARNING,

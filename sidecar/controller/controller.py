@@ -45,6 +45,7 @@ from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Dimension
 from tokenpool.control.driver import NOTHING_SPENT, Driver
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.quotas.budget import Budget
 from tokenpool.quotas.quotas import Quotas
 
 
@@ -241,7 +242,7 @@ class Controller:
             body=parsed.body,
             request=parsed,
             streams=parsed.streams,
-            budgets=account.budgets,
+            budgets=self._budgets(account, credential),
         )
         if trace is not None:
             trace.priced(now, account, parsed, cost)
@@ -252,6 +253,12 @@ class Controller:
             return self._shed(account, outcome)
         outcome.limited_by = limited_by
         return outcome
+
+    def _budgets(self, account: Account, credential: Credential | None) -> tuple[Budget, ...]:
+        """The budgets of a request; none without quotas."""
+        if credential is None or not credential.quotas or self._quotas is None:
+            return account.budgets
+        return account.budgets + self._quotas.of_credential(credential.id, credential.quotas)
 
     @property
     def _sidecars(self) -> int:
@@ -321,7 +328,14 @@ class Controller:
                 refusal = refusals.over_credential(account, credential, cost.sequences, in_use, 0.0)
         reason = refusal.reason if refusal is not None else None
         ticket = self.control.offer_shadow(
-            account, shadow, parsed.ask, cost, now, streams=parsed.streams, refusal=reason
+            account,
+            shadow,
+            parsed.ask,
+            cost,
+            now,
+            streams=parsed.streams,
+            refusal=reason,
+            budgets=account.budgets,
         )
         if ticket.verdict is not None:
             self._telemetry.shadowed(account, ticket.verdict)
@@ -439,9 +453,27 @@ class Controller:
         self._telemetry.ended(pending.account, Ending.CLIENT_GONE)
 
     def decided(self, pending: PendingRequest, outcome: Ticket | Shed) -> AdmittedRequest | Refusal:
-        """The decision about a request that waited, in the form for the proxy."""
+        """The decision about a request that waited, in the form for the proxy.
+
+        A request that began to wait before its entitlement ceased to be enforced is not refused.
+        """
         if isinstance(outcome, Shed):
             self.limits.give_back(pending.limited_by, pending.cost.sequences)
+            shadow = pending.account.shadow
+            if shadow is not None and self.engine.is_up:
+                parsed, now = cast(Parsed, pending.request), self._telemetry.clock()
+                ticket = self.control.offer_shadow(
+                    pending.account,
+                    shadow,
+                    pending.ask,
+                    pending.cost,
+                    now,
+                    streams=pending.streams,
+                    refusal=outcome.reason,
+                )
+                if ticket.verdict is not None:
+                    self._telemetry.shadowed(pending.account, ticket.verdict)
+                return self._admitted(ticket, parsed, pending.arrived_at, "")
             return self._shed(pending.account, outcome, has_waited=True)
         return self._admitted(outcome, cast(Parsed, pending.request), pending.arrived_at, pending.limited_by)
 

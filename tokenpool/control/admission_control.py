@@ -258,24 +258,38 @@ class AdmissionControl:
         *,
         streams: bool = True,
         refusal: Reason | None = None,
+        budgets: tuple[Budget, ...] = (),
     ) -> Ticket:
         """Admit a request whose decision is not enforced to the engine here, at once.
 
         ``shadow`` is the account's own. ``refusal`` is the reason of a refusal before this decision. The
         ticket has the verdict. The request neither waits nor moves, and no other request ends or waits for
-        it. If enforcement would run it, it is counted like any other request; otherwise it is surplus.
+        it. If enforcement would run it, it is counted like any other request, also in the ``budgets`` of its
+        quotas. Otherwise it is surplus.
         """
         if not account.is_active:
             self.active.touch(account, now)
+        hold: QuotaHold | None = None
+        if refusal is None and budgets:
+            quotas = self.quota_waits
+            assert quotas is not None
+            found = quotas.quotas.cover_at_once(budgets, cost.throughput, now)
+            if isinstance(found, Exhausted):
+                refusal = over_quota(found).reason
+            else:
+                hold = found
         verdict = refused(refusal) if refusal is not None else self._verdict(account, shadow, cost, now)
         shadow.count(verdict)
+        if hold is not None and verdict.decision.is_surplus:
+            hold.settle(0.0)
+            hold = None
         if verdict.decision.is_surplus:
             ticket = self.ledger.count_surplus(account, shadow, ask, cost, now)
         else:
             ticket = self.ledger.reserve(account, ask, cost, now)
             ticket.is_guaranteed = account.is_inside_guarantee()
             ticket.is_borrowed = account.take_borrowed()
-        ticket.verdict, ticket.streams = verdict, streams
+        ticket.verdict, ticket.streams, ticket.hold = verdict, streams, hold
         return ticket
 
     def _verdict(self, account: Account, shadow: Shadow, cost: Cost, now: float) -> Verdict:
@@ -656,6 +670,8 @@ class AdmissionControl:
         ``ended`` is the account whose request has ended, if nothing else changed.
         """
         self.serve_lease_waits(now)
+        if ended is not None and ended.groups:
+            ended = None  # a request of another member of its groups may fit now
         if self.queue.waiting_for_room:
             for pending in self.queue.due(now, ended):
                 self._decide_pending(pending, now, was_queued=True)

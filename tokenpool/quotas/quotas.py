@@ -148,6 +148,19 @@ class Quotas:
                 return budget
         return self._hold(budgets, tokens)
 
+    def cover_at_once(self, budgets: tuple[Budget, ...], tokens: float, now: float) -> QuotaHold | Exhausted:
+        """Hold the tokens of a request that does not wait for a portion.
+
+        Only what the whole pool has spent, as last known, refuses it. The next message states the hold.
+        """
+        for budget in budgets:
+            self._refresh(budget, now)
+            if budget.spent + tokens > budget.quota.tokens:
+                return self.exhausted(budget, tokens, now)
+            if budget.left < tokens:
+                self.is_due = not self.is_alone
+        return self._hold(budgets, tokens)
+
     def _hold(self, budgets: tuple[Budget, ...], tokens: float) -> QuotaHold:
         hold = QuotaHold(budgets, tokens)
         self._has_spent = True

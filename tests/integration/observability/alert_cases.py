@@ -346,6 +346,15 @@ CASES = (
         ),
     ),
     Case(
+        "TokenpoolCredentialsNotInStep",
+        WARNING,
+        {},
+        (
+            of_pool("tokenpool_credential_records_in_step", 1, 0),
+            of_pool("tokenpool_credential_records_in_step", 1, 1, instance="c2"),
+        ),
+    ),
+    Case(
         "TokenpoolUsageRecordsLost",
         WARNING,
         {},

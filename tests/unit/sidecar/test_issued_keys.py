@@ -57,7 +57,7 @@ class Case:
 
     def found(self, key: str) -> tuple[str, str, float, int] | None:
         found = self.keys.find(key.encode())
-        return None if found is None else msgspec.structs.astuple(found)
+        return None if found is None else msgspec.structs.astuple(found)[:4]
 
 
 def record(name: str, **fields: object) -> CredentialRecord:

@@ -29,6 +29,7 @@ from tests.support.harness import (
     sidecar_for,
     until,
 )
+from tests.support.sidecar_builders import configuration
 from tokenpool.leases.messages import Answer, Limit, Message
 from tokenpool.leases.settings import Mode
 from tokenpool.planning.idle import IdleTerms
@@ -157,6 +158,25 @@ async def test_no_request_is_refused_or_delayed_at_any_distance_of_the_lease_sto
     found = verdicts(responses)
     assert sum(found.values()) == MOST
     assert found["shed"] + found["queue"] > 0
+
+
+async def test_a_request_that_waits_when_enforcement_ends_is_not_refused(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.answer = held = Held()
+    enforced = POOL.replace("    enforce: false\n", "")
+    async with sidecar_for(engine.port, tmp_path, pool=enforced) as sidecar:
+        sent = [asyncio.ensure_future(ask(sidecar, request(body=BODY, key="small-key"))) for _ in range(2)]
+        await until(lambda: len(engine.received) == 1 and len(sidecar.control.queue) == 1)
+        sidecar.controller.configure(configuration(POOL))
+        await until(lambda: len(engine.received) == 2)
+        held.go.set()
+        responses = await asyncio.gather(*sent)
+        assert is_whole(sidecar)
+
+    assert [each.status for each in responses] == [200, 200]
+    shown = {each.headers.get("x-tokenpool-shadow") for each in responses}
+    assert shown == {None, "shed; reason=concurrency"}
 
 
 async def test_the_access_log_has_the_decision(

@@ -302,6 +302,47 @@ def test_a_key_belongs_to_one_entitlement() -> None:
     assert merge.resolved[key("b")].holds
 
 
+def test_entitlements_of_one_namespace_with_different_models_may_have_a_common_key() -> None:
+    spec = {"pool": "filed", "tier": "elastic", "apiKeys": [{"sha256": digest("common")}]}
+    base = replace(BASE, pools=(replace(BASE.pools[0], models=("*",)),))
+    one = entitlement("one", **spec, models=["base"])
+    two = entitlement("two", created=1, **spec, models=["adapter"])
+    merge = made(one, two, base=base)
+
+    assert keys_of(merge, "one") == keys_of(merge, "two") == {digest("common")}
+
+    update(merge, entitlement("two", 2, created=1, **spec, models=["adapter", "base"]))
+    assert keys_of(merge, "one") == {digest("common")}
+    assert keys_of(merge, "two") == set()
+    assert merge.resolved[two.key].reason is Reason.KEY_TAKEN
+    assert "models of which none is in both" in merge.resolved[two.key].message
+
+    update(merge, entitlement("one", 2, **spec, models=["other"]))
+    assert keys_of(merge, "one") == keys_of(merge, "two") == {digest("common")}
+
+
+def test_entitlements_of_two_namespaces_have_no_common_key() -> None:
+    spec = {"pool": "filed", "tier": "elastic", "apiKeys": [{"sha256": digest("common")}]}
+    base = replace(BASE, pools=(replace(BASE.pools[0], models=("*",)),))
+    mine = entitlement("one", **spec, models=["base"])
+    theirs = entitlement("two", created=1, **spec, models=["adapter"])
+    theirs = replace(theirs, key=Key(Kind.ENTITLEMENT, "elsewhere", "two"))
+
+    merge = made(mine, theirs, base=base)
+
+    assert keys_of(merge, "one") == {digest("common")}
+    assert keys_of(merge, "two") == set()
+
+
+def test_a_model_that_the_pool_does_not_serve_is_refused() -> None:
+    reason, said = refusal(
+        made(entitlement("one", pool="filed", tier="elastic", models=["missing"]), base=BASE), "one"
+    )
+
+    assert reason is Reason.INVALID
+    assert "spec.models has 'missing', which pool 'filed' does not serve" in said
+
+
 def test_a_key_of_the_pool_file_cannot_be_taken() -> None:
     merge = made(entitlement("x", pool="filed", apiKeys=[{"sha256": digest("first-key")}]), base=BASE)
     assert keys_of(merge, "x") == set()

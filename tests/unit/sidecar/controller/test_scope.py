@@ -23,7 +23,7 @@ pools:
     replica: {tokens_per_second: 100000, kv_tokens: auto, concurrency: 8}
     POOL
 entitlements:
-  - {name: plain, pool: chat, tier: elastic, api_keys: [plain-key]}
+  - {name: plain, pool: chat, tier: elastic, api_keys: [plain-key, {file: one-key, concurrency: 1}]}
   - {name: small, pool: chat, tier: elastic, models: [base, small], api_keys: [team-key, small-key]}
   - {name: large, pool: chat, tier: elastic, models: [large], flex: batch, api_keys: [team-key]}
   - {name: batch, pool: chat, tier: spot}
@@ -220,6 +220,23 @@ def test_an_entitlement_that_is_not_enforced_is_never_refused() -> None:
     malformed = verdict(made, "trial-key", body=b'{"model": "base", "messages": "none"}')
     assert malformed == Verdict(Decision.REFUSE, Reason.MALFORMED)
     assert served_by(made, "plain-key", body=b"{}") is Reason.MALFORMED
+
+
+def test_the_limit_and_the_expiry_of_a_credential_are_not_enforced_with_the_pool() -> None:
+    made = serving("enforce: false", "anonymous: batch\n")
+    first = decided(made, "one-key")
+    second = decided(made, "one-key")
+    assert isinstance(first, AdmittedRequest)
+    assert isinstance(second, AdmittedRequest)
+    assert (first.verdict, second.verdict) == (
+        Verdict(Decision.ADMIT),
+        Verdict(Decision.SHED, Reason.CONCURRENCY),
+    )
+
+    for each in (first, second):
+        made.settlement.settle(each, Ending.FINISHED, Usage(5, 5), None, spent=True)
+
+    assert verdict(made, "one-key") == Verdict(Decision.ADMIT)
 
 
 def test_a_body_that_is_not_enforced_reaches_the_engine_with_its_own_priority() -> None:
