@@ -30,7 +30,7 @@ FOLLOW_S = 0.25
 RESTORE_AFTER_S = 2.0
 """Seconds for which a lease store must lack records before a coordinator that does not lead restores its own.
 
-The leader needs about 3 s for 100,000 credentials. Two that restore the same do no harm."""
+The leader needs 3 to 11 s for 100,000 credentials. Two that restore the same do no harm."""
 RESTORE_AGAIN_S = 10.0
 """Seconds until a restoration that did not help is repeated."""
 MOST_ATTEMPTS = 5
