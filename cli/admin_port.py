@@ -34,6 +34,10 @@ class Refused(CommandFailed):
 
 DEFAULT = Origin("127.0.0.1", 9091)
 """The default of a coordinator's ``--listen``."""
+RECORDS = "/usage/records"
+"""The page with usage records."""
+RECORDS_PERIOD = "yesterday"
+"""The period of records where a command names none: the last one that is complete."""
 TIMEOUT_S = 10.0
 """The time limit of each read. A live page sends an event every half second."""
 MOST_ERROR_BYTES = 64 * 1024

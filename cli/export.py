@@ -22,7 +22,6 @@ from urllib.parse import urlencode, urlsplit
 
 from cli import admin_port, command
 from cli.command import CommandFailed
-from cli.recorded import PATH
 from coordinator.usage.periods import PERIODS
 from runtime.options import Origin
 
@@ -34,7 +33,6 @@ ATTEMPTS = 6
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 16.0
 """The pause before a batch is sent again. It doubles each time, with jitter: half a minute in all."""
 BATCH_TYPE = "application/cloudevents-batch+json"
-_YESTERDAY = "yesterday"
 
 
 def add_parser(commands: command.Commands) -> None:
@@ -52,7 +50,9 @@ def add_parser(commands: command.Commands) -> None:
         default="cloudevents",
         help="batches of CloudEvents 1.0 in JSON, or for a file a table that 'simulate' reads [cloudevents]",
     )
-    parser.add_argument("--period", choices=list(PERIODS), help=f"settlements of this period [{_YESTERDAY}]")
+    parser.add_argument(
+        "--period", choices=list(PERIODS), help=f"settlements of this period [{admin_port.RECORDS_PERIOD}]"
+    )
     parser.add_argument(
         "--since", metavar="DATE", help="start, instead of a period: a date or an ISO 8601 time"
     )
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     if target is not None and arguments.format == "csv":
         raise CommandFailed("export: --format csv is for files; a webhook gets cloudevents")
     query = _query(arguments)
-    with admin_port.answer(where, f"{PATH}?{urlencode(query)}") as response:
+    with admin_port.answer(where, f"{admin_port.RECORDS}?{urlencode(query)}") as response:
         until = float(response.headers.get("x-until", "nan"))
         if target is not None:
             sent = _to_webhook(target, _events(where, response))
@@ -116,7 +116,7 @@ def _query(arguments: argparse.Namespace) -> list[tuple[str, str]]:
         since = datetime.fromtimestamp(_stored_until(arguments.state), UTC)
         return [*query, ("by", "storage"), ("since", since.isoformat())]
     if not any(spans.values()):
-        spans["period"] = _YESTERDAY
+        spans["period"] = admin_port.RECORDS_PERIOD
     return query + [(name, value) for name, value in spans.items() if value is not None]
 
 

@@ -56,6 +56,13 @@ def add_parser(commands: command.Commands) -> None:
     issue.add_argument("entitlement", metavar="ENTITLEMENT", help="the entitlement that the key names")
     issue.add_argument("--id", metavar="ID", help="id of the credential [random]")
     issue.add_argument("--concurrency", type=int, metavar="N", help="most sequences at the same time with it")
+    issue.add_argument(
+        "--quota",
+        type=_quota,
+        action="append",
+        metavar="QUOTA",
+        help="budget of the key, such as 5M/month or 5M/month/Europe/Berlin; repeatable",
+    )
     _add_rights(issue)
     rotate = _add(
         inner, "rotate", _rotate, "issue a key with the same rights; the old one ends after a while"
@@ -103,6 +110,15 @@ def _duration(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90d, 24h, 30m or 10s")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def _quota(text: str) -> dict[str, str]:
+    """A quota as the API takes it, which checks its values."""
+    tokens, _, rest = text.partition("/")
+    per, _, timezone = rest.partition("/")
+    if not tokens or not per:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a quota such as 5M/month")
+    return {"tokens": tokens, "per": per} | ({"timezone": timezone} if timezone else {})
 
 
 # --- the API ---
@@ -173,7 +189,11 @@ def _api(arguments: argparse.Namespace) -> Api:
 
 
 def _issue(arguments: argparse.Namespace) -> int:
-    rights = {"entitlement": arguments.entitlement, "concurrency": arguments.concurrency}
+    rights = {
+        "entitlement": arguments.entitlement,
+        "concurrency": arguments.concurrency,
+        "quotas": arguments.quota,
+    }
     name = arguments.id or secrets.token_hex(8)
     return _new_key(arguments, "PUT", f"{PATH}/{quote(name, safe='')}", rights)
 
@@ -230,7 +250,7 @@ def _print_one(arguments: argparse.Namespace, credential: dict[str, Any]) -> int
 
 def _text(credential: Mapping[str, Any]) -> str:
     """All fields with a value, a line each."""
-    known = {name: value for name, value in credential.items() if value not in (None, "")}
+    known = {name: value for name, value in credential.items() if value not in (None, "", [])}
     width = max(map(len, known))
     return "\n".join(f"{name:{width}}  {value}" for name, value in known.items())
 

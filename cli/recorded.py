@@ -22,7 +22,6 @@ from cli.command import CommandFailed
 from runtime.options import Origin
 from simulation.setup import Recorded
 
-PATH = "/usage/records"
 _NAMES = {
     "time": ("time", "timestamp"),
     "input": ("input_tokens", "contexttokens"),
@@ -68,7 +67,7 @@ def read(given: Iterable[str], pool: str) -> list[Recorded]:
 
 def from_coordinator(where: Origin, query: Sequence[tuple[str, str]], pool: str) -> list[Recorded]:
     """The same from the usage store, through a coordinator. ``query`` names the period."""
-    path = f"{PATH}?{urlencode([*query, ('format', 'csv'), ('pool', pool)])}"
+    path = f"{admin_port.RECORDS}?{urlencode([*query, ('format', 'csv'), ('pool', pool)])}"
     with admin_port.answer(where, path) as response:
         text = admin_port.whole(where, response).decode()
     return _in_order(list(_parsed(text, Path(where.url), "")), pool)

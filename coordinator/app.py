@@ -86,14 +86,15 @@ class Coordinator:
         self.telemetry.sources.append(self._usage_metrics)
         self.keeper: Keeper | None = None
         """Issued credentials; ``None`` without a database for them."""
-        api = self._credential_api()
+        self.credential_api = self._credential_api()
+        """The API that changes them; ``None`` without administrators."""
         admin = Admin(
             lambda: self.leaders,
             self.telemetry,
             self._clock,
             self._missing,
             self._degraded,
-            api,
+            self.credential_api,
             lambda: self.usage.store if self.usage is not None else None,
         )
         self._server = PageServer(admin.application())

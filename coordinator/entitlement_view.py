@@ -33,7 +33,8 @@ def view(entitlement: Entitlement, made: Tick) -> EntitlementView:
     name = entitlement.name
     plan, page = made.plan.entitlements.get(name), made.records.get(name)
     if plan is None:
-        share = idle_share(entitlement, made.plan.idle, _ONE_SEQUENCE)
+        is_bounded = entitlement.group in made.plan.bounded
+        share = idle_share(entitlement, made.plan.idle, _ONE_SEQUENCE, is_bounded=is_bounded)
         plan = EntitlementPlan(share.limit, share.assured, share.allocation, NOTHING, 0.0, 0.0)
     return EntitlementView(
         plan.limit,

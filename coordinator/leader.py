@@ -151,7 +151,7 @@ class PoolLeader:
             self._filed_at = started
         snapshot = await self.store.read()
         self._compare(snapshot.file_version)
-        made = tick(snapshot, self._by_name, self._before, self._planner, self._memory)
+        made = tick(snapshot, self._by_name, self._before, self._planner, self._memory, self.groups)
         self._memory = made.memory
         self._before = snapshot
         if epoch and not self.epoch:

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 ROUND_S = 0.5
 """The time between two rounds. A store that lost its content grants portions at most this much later."""
+IDLE_ROUNDS = 10
+"""Without quotas in the pool file, every so many rounds ask for those of issued credentials."""
 MOST_SERIES = 2000
 """The most budgets with series of their own: those with the largest spent share."""
 
@@ -66,12 +68,21 @@ class QuotaKeeper:
         self.results: Counter[str] = Counter()
         """Restored windows by result."""
         self._is_usage_down = False
+        self._rounds = 0
+
+    def _is_active(self) -> bool:
+        """Whether there are quotas: in the pool file, or of issued credentials that were used."""
+        leader = self.leader
+        return (
+            bool(self.shown)
+            or any(e.quotas or any(key.quotas for key in e.api_keys) for e in leader.entitlements)
+            or any(group.quotas for group in leader.groups)
+        )
 
     async def run_round(self) -> None:
         """Read all windows, and restore those that need it if this coordinator leads. Logs failures."""
-        leader = self.leader
-        if not (any(e.quotas for e in leader.entitlements) or any(g.quotas for g in leader.groups)):
-            self.shown = ()
+        self._rounds += 1
+        if not self._is_active() and self._rounds % IDLE_ROUNDS:
             return
         try:
             states = await self.leader.store.quotas()

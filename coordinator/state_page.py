@@ -10,6 +10,7 @@ import msgspec
 from coordinator.entitlement_view import EntitlementView, view
 from coordinator.leader import PoolLeader, PoolState
 from tokenpool.leases.tick import Tick
+from tokenpool.planning.planner import GroupPlan
 
 PER_PIECE = 8
 """Entitlements in one piece: about 0.4 ms."""
@@ -45,7 +46,28 @@ def _pool(leader: PoolLeader, now: float) -> dict[str, Any]:
         "file_differs": leader.file_differs,
         "ticks": dict(leader.rounds),
     }
-    return shown | _planned(leader.state) if leader.state is not None else shown
+    if leader.state is None:
+        return shown
+    return shown | _planned(leader.state) | {"groups": _groups(leader, leader.state.tick)}
+
+
+def _groups(leader: PoolLeader, made: Tick) -> dict[str, Any]:
+    """The groups by name: their place, what they may use, and what their members get together."""
+    shown = {}
+    for group in leader.groups:
+        planned, record = made.plan.groups.get(group.name, GroupPlan()), made.groups.get(group.name)
+        shown[group.name] = {
+            "parent": group.parent,
+            "weight": group.weight,
+            "guarantee": leader.promises.of(group).as_dict(),
+            "ceiling": group.ceiling.as_dict(),
+            "allocation": planned.allocation.as_dict(),
+            "demand": planned.demand.as_dict(),
+            "fair_share": planned.fair_share,
+            "debt": planned.debt,
+            "in_use": record.in_use.as_dict() if record is not None else None,
+        }
+    return shown
 
 
 def _hint(leader: PoolLeader, now: float) -> dict[str, Any]:
@@ -79,7 +101,8 @@ def _entitlements(leader: PoolLeader, made: Tick, wanted: Filter) -> Iterator[st
         shown = view(entitlement, made)
         if wanted(entitlement.name, shown):
             is_enforced = leader.pool.enforce and entitlement.enforce
-            row = msgspec.json.encode({**_row(shown), "enforce": is_enforced}).decode()
+            entry = _row(shown, entitlement.group) | {"enforce": is_enforced}
+            row = msgspec.json.encode(entry).decode()
             rows.append(f'{before}"{entitlement.name}":{row}')
             before = ","
         if number % PER_PIECE == 0:
@@ -88,9 +111,10 @@ def _entitlements(leader: PoolLeader, made: Tick, wanted: Filter) -> Iterator[st
     yield "".join(rows)
 
 
-def _row(shown: EntitlementView) -> dict[str, Any]:
+def _row(shown: EntitlementView, group: str | None) -> dict[str, Any]:
     is_known = shown.level is not None
     return {
+        "group": group,
         "limit": shown.limit.as_dict(),
         "assured": shown.assured.as_dict(),
         "allocation": shown.allocation.as_dict(),

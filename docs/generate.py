@@ -49,7 +49,6 @@ from sidecar.dialects.openai import OPENAI
 from sidecar.dialects.reported_usage import NoUsage
 from sidecar.dialects.responses import RESPONSES
 from sidecar.dialects.routes import ROUTES, Route, find
-from sidecar.jwt.service import metrics_of as jwt_metrics
 from sidecar.proxy import bounds
 from sidecar.proxy.tls import TlsServer
 from sidecar.telemetry import TPOT, TTFT
@@ -227,13 +226,19 @@ def _of_metrics(metrics: Iterable[Metric]) -> Iterator[Exposed]:
         yield Exposed(name, metric.type, tuple(getattr(metric, "_labelnames", ())), metric.documentation)
 
 
+ISSUERS = """
+issuers:
+  - {name: corp, issuer: "https://a.example", audience: x, entitlements: [{claim: tenant}]}
+"""
+
+
 @contextlib.contextmanager
 def pool_with_all_metrics() -> Iterator[Path]:
     """The pool file of the trial, with every feature that has metrics."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pool.yaml"
         path.write_text(
-            POOL.read_text().replace("- name: chat\n", "- name: chat\n    usage_records: true\n", 1)
+            POOL.read_text().replace("- name: chat\n", "- name: chat\n    usage_records: true\n", 1) + ISSUERS
         )
         yield path
 
@@ -248,9 +253,13 @@ def _sidecar() -> Sidecar:
         )
 
 
-def _coordinator() -> Coordinator:
+def coordinator_with_all_metrics() -> Coordinator:
+    """A coordinator of that pool, with administrators."""
     with pool_with_all_metrics() as pool:
-        return Coordinator(coordinator.settings.Settings(config=pool, store=STORE))
+        tokens = pool.with_name("tokens")
+        tokens.write_text("docs 0123456789abcdef\n")
+        settings = coordinator.settings.Settings(config=pool, store=STORE, administrator_tokens=tokens)
+        return Coordinator(settings)
 
 
 def sidecar_metrics() -> list[Exposed]:
@@ -261,7 +270,6 @@ def sidecar_metrics() -> list[Exposed]:
     found = [*_of_families((*sidecar_telemetry.FAMILIES, *bounds.FAMILIES))]
     for source in made.admin.sources:
         found += _of_metrics(source.metrics())
-    found += _of_metrics(jwt_metrics(None, []))
     found += _of_metrics(TlsServer(made.manager, certificate, made.settings).metrics())
     return [*found, *_of_metrics(BuildInfo().collect())]
 
@@ -269,7 +277,7 @@ def sidecar_metrics() -> list[Exposed]:
 def coordinator_metrics() -> list[Exposed]:
     """All that a coordinator exposes."""
     resources = families({}, {}, {}, is_synced=True)
-    metrics = [*_coordinator().telemetry.collect(), *resources, *BuildInfo().collect()]
+    metrics = [*coordinator_with_all_metrics().telemetry.collect(), *resources, *BuildInfo().collect()]
     return [*_of_families(coordinator_telemetry.FAMILIES), *_of_metrics(metrics)]
 
 
@@ -380,8 +388,10 @@ def routes_page() -> str:
 
 def _applications() -> Iterator[tuple[str, web.Application]]:
     yield "The admin port of a sidecar", _sidecar().admin.application()
-    made = _coordinator()
-    pages = CoordinatorAdmin(lambda: made.leaders, made.telemetry, time.monotonic)
+    made = coordinator_with_all_metrics()
+    pages = CoordinatorAdmin(
+        lambda: made.leaders, made.telemetry, time.monotonic, credentials=made.credential_api
+    )
     yield "The port of a coordinator", pages.application()
     with tempfile.TemporaryDirectory() as folder:
         cert, key = certify(Path(folder), "docs")

@@ -445,6 +445,17 @@ PARTS = Group(
             " them.",
             "usage-records-lost",
         ),
+        # Two coordinators with a database each: one that is not in step may restore old records.
+        Alert(
+            "TokenpoolCredentialsNotInStep",
+            Severity.WARNING,
+            f"min by ({_POOL}) (tokenpool_credential_records_in_step) == 0",
+            "5m",
+            "Issued keys of pool {{ $labels.pool }} are not stored durably",
+            "The database of a coordinator has had other credentials than the lease store for five minutes."
+            " Keys work as before. Changes may be refused, or lost with the lease store.",
+            "credentials-not-in-step",
+        ),
         Alert(
             "TokenpoolTickFailing",
             Severity.WARNING,
@@ -538,6 +549,16 @@ PARTS = Group(
             "The files with the credentials of the {{ $labels.of }} have changed. It does not accept them,"
             " or they cannot be read. The old ones stay in force.",
             "credentials-stale",
+        ),
+        Alert(
+            "TokenpoolJwksStale",
+            Severity.WARNING,
+            "tokenpool_jwks_age_seconds > 1800",
+            "1m",
+            "{{ $labels.instance }} cannot read the keys of issuer {{ $labels.issuer }}",
+            "The keys of issuer {{ $labels.issuer }} have not been read for half an hour. The last ones stay"
+            " in force for a day. JWTs with a new key are refused.",
+            "jwks-stale",
         ),
         Alert(
             "TokenpoolConfigRefused",

@@ -62,6 +62,7 @@ MODULES = (
     "sidecar.usage.recorder",
     "tokenpool.accounting.account",
     "tokenpool.accounting.bucket",
+    "tokenpool.accounting.group_accounts",
     "tokenpool.accounting.ledger",
     "tokenpool.accounting.meter",
     "tokenpool.accounting.retries",

@@ -36,6 +36,7 @@ from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.replication import UNLED_S, Replication
 from sidecar.telemetry import Telemetry
 from tokenpool.accounting.account import Account
+from tokenpool.accounting.group_accounts import group_name
 from tokenpool.accounting.shadow import Shadow
 from tokenpool.amounts import NOTHING
 from tokenpool.entitlements import promises
@@ -195,6 +196,14 @@ class Admin:
             "waiting": length_by_tier(controller.control.queue),
             "config_is_current": self._telemetry.config_is_current,
             "lease_store": self._lease_store(),
+            "groups": {
+                group_name(account): {
+                    "ceiling": account.entitlement.ceiling.as_dict(),
+                    "held": account.limit.at_most(account.entitlement.ceiling).as_dict(),
+                    "in_use": {"kv_tokens": account.kv_in_use, "concurrency": account.concurrency_in_use},
+                }
+                for account in controller.pool_accounts.of_groups.values()
+            },
             "handover": self._handover.shown() if self._handover is not None else None,
         }
 
@@ -221,6 +230,7 @@ class Admin:
         self._controller.refresh(account, now)
         return {
             "tier": entitlement.tier.value,
+            "group": entitlement.group,
             "weight": entitlement.weight,
             "guarantee": entitlement.guarantee.as_dict(),
             "ceiling": entitlement.ceiling.as_dict(),

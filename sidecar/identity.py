@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from tokenpool.entitlements import Entitlement, KeyRef, KeySource
+from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Quota
 
 _INDEX_BYTES = 8
 KEY_HEADERS = (b"x-api-key", b"api-key")
@@ -51,6 +51,8 @@ class Credential(msgspec.Struct, array_like=True, gc=False, eq=False):
     """The most sequences at the same time; 0 without a limit of its own."""
     others: tuple[str, ...] = ()
     """The further entitlements with the same key. The model of a request chooses among all of them."""
+    quotas: tuple[Quota, ...] = ()
+    """The budgets of its requests, in addition to those of the entitlement."""
 
 
 def has_ended(credential: Credential, wall_clock: Callable[[], float]) -> bool:
@@ -187,6 +189,7 @@ def _credential(entitlement: str, digest: bytes, ref: KeyRef) -> Credential:
         ref.id or digest.hex()[:ID_DIGITS],
         math.inf if ref.expires_at is None else ref.expires_at,
         ref.concurrency or 0,
+        quotas=ref.quotas,
     )
 
 

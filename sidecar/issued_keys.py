@@ -132,10 +132,13 @@ class IssuedKeys:
         ends_at = math.inf if record.expires_at is None else record.expires_at
         if known is not None:
             known.ends_at, known.concurrency = ends_at, record.concurrency or 0
+            known.quotas = record.quotas
             return
         # Many credentials have the same entitlement: its name is stored once.
         name = sys.intern(record.entitlement)
-        self._by_digest[record.digest] = Credential(name, record.id, ends_at, record.concurrency or 0)
+        self._by_digest[record.digest] = Credential(
+            name, record.id, ends_at, record.concurrency or 0, quotas=record.quotas
+        )
 
     def problems(self) -> list[str]:
         """The reason why a request with an issued key cannot be served yet."""
@@ -145,15 +148,14 @@ class IssuedKeys:
         return []
 
     def metrics(self) -> Iterator[Metric]:
-        """The number of issued credentials, for Prometheus. Without any, there are no series."""
-        if self._announced or self._by_digest:
-            yield GaugeMetricFamily(
-                "tokenpool_issued_credentials",
-                "Issued credentials that this sidecar knows, without the revoked ones.",
-                value=float(len(self._by_digest)),
-            )
-            yield GaugeMetricFamily(
-                "tokenpool_issued_credentials_current",
-                "Whether this sidecar has read the last change of the issued credentials.",
-                value=float(self._read_up_to == self._announced),
-            )
+        """The number of issued credentials, for Prometheus."""
+        yield GaugeMetricFamily(
+            "tokenpool_issued_credentials",
+            "Issued credentials that this sidecar knows, without the revoked ones.",
+            value=float(len(self._by_digest)),
+        )
+        yield GaugeMetricFamily(
+            "tokenpool_issued_credentials_current",
+            "Whether this sidecar has read the last change of the issued credentials.",
+            value=float(self._read_up_to == self._announced or not self._announced),
+        )

@@ -32,6 +32,7 @@ class LocalPlanner:
         self._started_at = self._ticked_at = telemetry.clock()
         self._profiles: dict[str, tuple[Profile, float]] = {}
         """The profile of each entitlement that was active, and the time of its last plan."""
+        self._group_debts: dict[str, float] = {}
         self._under_way: Iterator[None] = iter(())
         """The remaining steps of a tick that has begun."""
         self.plan: Plan | None = None
@@ -77,8 +78,11 @@ class LocalPlanner:
                     n: after_idle_time(profile, before - at)
                     for n, (profile, at) in self._profiles_of(accounts)
                 },
+                self._controller.pool_accounts.groups,
+                self._group_debts,
             )
         )
+        self._group_debts = {name: group.debt for name, group in made.groups.items()}
         self.plan, now = made, clock()
         active.planned(made.idle, reported_at, self._settings.debt_decay_s)
         for name, part in made.entitlements.items():

@@ -38,7 +38,8 @@ class Coordinator:
         now, store = self._clock.now, self._network.lease_store
         if store is not None:
             snapshot = store.read(now)
-            made = tick(snapshot, self._entitlements, self._before, self._setup.planner, self._memory)
+            setup = self._setup
+            made = tick(snapshot, self._entitlements, self._before, setup.planner, self._memory, setup.groups)
             self._memory = made.memory
             self._before = snapshot
             if snapshot.is_open or not self._judge.knows_limits:

@@ -114,6 +114,9 @@ class Home(Protocol):
     def refused(self, visit: Visit, *, has_failed: bool) -> None:
         """The other sidecar has no room, or is lost."""
 
+    def taken_elsewhere(self, visit: Visit) -> None:
+        """The other sidecar has sent the request to its engine, which has not begun with it yet."""
+
     def began_elsewhere(self, visit: Visit) -> None:
         """The other engine begins with the request."""
 
@@ -149,7 +152,7 @@ class Visit:
         """Whether the home sidecar knows that the host has begun, or has no room."""
         self._wire = wire
         self._guest = Guest(host.driver, self)
-        self._is_over = self._has_arrived = False
+        self._is_over = self._has_arrived = self._has_begun = False
         self._arrived_at = 0.0
 
     # --- from the home sidecar ---
@@ -195,6 +198,8 @@ class Visit:
             self._has_arrived = True
             self._arrived_at = self.host.now()
             self.host.engine.add(self)
+            if self.ask is None and not self._has_begun:
+                self._to_home(lambda: self.home.taken_elsewhere(self))
         else:
             self._report_end(Ending.PREEMPTED)
 
@@ -253,6 +258,7 @@ class Visit:
 
     def began(self) -> None:
         """See ``Work``."""
+        self._has_begun = True
         self._guest.begun(self.host.now() - self._arrived_at)
         self._to_home(lambda: self.home.began_elsewhere(self))
 

@@ -70,9 +70,11 @@ class Judge:
         if self._counts:
             figures.waits.append(now - request.arrived_at)
             figures.admitted += 1
-        self._running[name] += 1
         self._borrowed[name] += request.is_borrowed
-        figures.most_running[name] = max(figures.most_running[name], self._running[name])
+        for each in (request.account, *request.account.groups):
+            limited = each.entitlement.name
+            self._running[limited] += 1
+            figures.most_running[limited] = max(figures.most_running[limited], self._running[limited])
         if sidecar.uses_fallback:
             self._on_fallback[sidecar.name] = (now, sidecar)
         limits = self._limits.get(name)
@@ -147,8 +149,7 @@ class Judge:
     def ended(self, request: Request) -> None:
         """A request is served and settled."""
         name, figures = request.entitlement, self._figures
-        self._running[name] -= 1
-        self._borrowed[name] -= request.is_borrowed
+        self._leave(request)
         self._count_busy()
         self._busy -= 1
         figures.service[name] += request.size
@@ -163,14 +164,18 @@ class Judge:
 
     def preempted(self, request: Request) -> None:
         """A spot request is ended for a guarantee."""
-        self._running[request.entitlement] -= 1
-        self._borrowed[request.entitlement] -= request.is_borrowed
+        self._leave(request)
         if request.is_running:
             self._count_busy()
             self._busy -= 1
         if self._counts:
             self._figures.preempted += 1
             self._figures.preemptions[request.entitlement] += 1
+
+    def _leave(self, request: Request) -> None:
+        self._borrowed[request.entitlement] -= request.is_borrowed
+        for each in (request.account, *request.account.groups):
+            self._running[each.entitlement.name] -= 1
 
     def _count_busy(self) -> None:
         start = max(self._busy_since, self._setup.warm_up_s)
@@ -199,8 +204,9 @@ class Judge:
         self._count_queue(sidecar)
         self._count_busy()
         self._busy -= sidecar.engine.running
-        for name, account in sidecar.accounts.items():
-            self._running[name] -= account.concurrency_in_use
+        for account in sidecar.accounts.values():
+            for each in (account, *account.groups):
+                self._running[each.entitlement.name] -= account.concurrency_in_use
         for request in sidecar.admitted:
             self._borrowed[request.entitlement] -= request.is_borrowed
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from simulation.setup import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Faults, Setup, Tenant
 from tokenpool.amounts import NOTHING, UNBOUNDED, Amount
-from tokenpool.entitlements import Entitlement, Slo, Tier
+from tokenpool.entitlements import Entitlement, Group, Slo, Tier
 from tokenpool.planning.planner import PlannerSettings
 from toolbox.contended import classes
 
@@ -86,6 +86,31 @@ def small_tenants(*, seed: int, workers: int = 2, seconds: float = 20.0) -> Setu
         for number in range(40)
     ]
     return Setup(tenants, 8, slots=40, seconds=seconds, seed=seed)
+
+
+GROUP_CEILING = 6
+"""Sequences of the group with a ceiling in ``grouped``."""
+
+
+def grouped(*, seed: int, sidecars: int = 6, seconds: float = 60.0, ceiling: float = GROUP_CEILING) -> Setup:
+    """Three groups that want the pool each, with 8, 2 and 4 tenants, and ten tenants below a ceiling.
+
+    The third group has twice the weight. The share of each tenant is at least one sequence with six sidecars:
+    a limit is at least one request, so a group with more tenants than sequences gets more than its share.
+    """
+    capped = Group("capped", "pool", ceiling=Amount(math.inf, math.inf, ceiling))
+    groups = [Group("many", "pool"), Group("few", "pool"), Group("heavy", "pool", weight=2.0), capped]
+    wanted = sidecars * SLOTS
+    tenants = [
+        Tenant(
+            Entitlement(f"{group}{number:02}", "pool", Tier.ELASTIC, group=group),
+            wanted // members,
+            think_s=0.05,
+        )
+        for group, members in (("many", 8), ("few", 2), ("heavy", 4), ("capped", 10))
+        for number in range(members)
+    ]
+    return Setup(tenants, sidecars, SLOTS, seconds, seed=seed, groups=groups)
 
 
 def distant(

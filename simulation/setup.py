@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from loadgen.engine.model import Model
 from tokenpool.admission.queue import QueueSettings
-from tokenpool.entitlements import Entitlement, Pricing, ReplicaCapacity
+from tokenpool.entitlements import Entitlement, Group, Pricing, ReplicaCapacity
 from tokenpool.leases.settings import LeaseSettings
 from tokenpool.planning.planner import PlannerSettings
 
@@ -121,6 +121,8 @@ class Setup:
     """The number of replicas at which a client tries a request that is refused."""
     unaddressed: int = 0
     """The number of the last sidecars to which no client sends a request. All others see their room."""
+    groups: Sequence[Group] = ()
+    """The groups of the tenants' entitlements."""
     liars: Sequence[Lie] = ()
     """The lies of the last sidecars."""
     replay: Sequence[Recorded] = ()

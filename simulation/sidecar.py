@@ -15,6 +15,7 @@ from simulation.learned import LearnedEngine
 from simulation.setup import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Lie, Recorded, Setup, Tenant
 from simulation.stepped_engine import SteppedEngine
 from tokenpool.accounting.account import Account
+from tokenpool.accounting.group_accounts import group_accounts, place
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.affinity import PrefixCaches
 from tokenpool.admission.pending import PendingRequest
@@ -176,6 +177,7 @@ class Sidecar:
         self.accounts = {
             t.entitlement.name: Account(t.entitlement, setup.pricing, now) for t in setup.tenants
         }
+        place(self.accounts.values(), setup.groups, group_accounts(setup.groups, {}, now))
         queue = AdmissionQueue(setup.queue)
         self.leases = Leases(setup.settings, setup.sidecars, queue)
         caches = PrefixCaches() if setup.affinity else None
@@ -403,6 +405,10 @@ class Sidecar:
             visit.is_answered = True
             if request.ticket is not None and request.ticket.place is not None:
                 self.driver.place_answered(request.ticket.place, has_room=has_room)
+
+    def taken_elsewhere(self, visit: Visit) -> None:
+        """See ``Home``."""
+        self._answered_sent(visit, has_room=True)
 
     def began_elsewhere(self, visit: Visit) -> None:
         """See ``Home``."""

@@ -10,6 +10,8 @@ from enum import StrEnum
 
 import msgspec
 
+from tokenpool.entitlements import Quota
+
 CREDENTIAL_SCHEMA = 1
 """The version of the record. A reader refuses a later one, because a new field may restrict the key."""
 KEY_PREFIX = "tp_"
@@ -51,6 +53,8 @@ class CredentialRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The time from which it is refused; ``None`` if it never expires."""
     concurrency: int | None = None
     """The most sequences that run at the same time with it; ``None`` without a limit of its own."""
+    quotas: tuple[Quota, ...] = ()
+    """The budgets of its requests, in addition to those of the entitlement."""
     note: str = ""
     replaces: str = ""
     """The id of the credential from which it was rotated."""

@@ -47,6 +47,8 @@ class KeyRef:
     """The time from which the key is refused, in seconds of Unix time; ``None`` if it never expires."""
     concurrency: int | None = None
     """The most sequences that run at the same time with this key; ``None`` without a limit of its own."""
+    quotas: tuple[Quota, ...] = ()
+    """The budgets of the requests with this key, in addition to those of the entitlement."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ the network. All coordinators serve the same.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import re
@@ -31,9 +32,12 @@ from tokenpool.credentials import (
     CredentialRecord,
     CredentialState,
 )
+from tokenpool.entitlements import Quota
 from tokenpool.leases.wire import WireError
+from tokenpool.poolfile.quotas import quotas_of
 from tokenpool.poolfile.reading import CREDENTIAL_ID
 from tokenpool.store import StoreDown
+from tokenpool.yaml_nodes import Problems, of_values
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +75,8 @@ class _Rights(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class _Issue(_Rights, forbid_unknown_fields=True, kw_only=True):
     entitlement: str
     concurrency: int | None = None
+    quotas: list[dict[str, str | int | float]] = []
+    """Each as in the pool file: tokens, per and optionally timezone."""
 
 
 class _Rotate(_Rights, forbid_unknown_fields=True, kw_only=True):
@@ -127,6 +133,7 @@ class CredentialApi:
         """A handler that is called for administrators only, within the bounds. Failures become answers."""
 
         def guard(handler: Handler) -> Callable[[web.Request], Awaitable[web.Response]]:
+            @functools.wraps(handler)
             async def answer(request: web.Request) -> web.Response:
                 who = self._administrators.name(request.headers.get("Authorization", ""))
                 if who is None:
@@ -224,6 +231,7 @@ class CredentialApi:
             created_by=who,
             expires_at=_expiry_of(asked, now),
             concurrency=asked.concurrency,
+            quotas=_quotas_of(asked),
             note=_note_of(asked, ""),
             changed_at=now,
             changed_by=who,
@@ -253,6 +261,7 @@ class CredentialApi:
             created_by=who,
             expires_at=expires_at,
             concurrency=old.concurrency,
+            quotas=old.quotas,
             note=_note_of(asked, old.note),
             replaces=old.id,
             changed_at=now,
@@ -364,6 +373,14 @@ def _note_of(asked: _Rights, otherwise: str) -> str:
     return note
 
 
+def _quotas_of(asked: _Issue) -> tuple[Quota, ...]:
+    problems = Problems()
+    quotas = quotas_of(of_values(asked.quotas, problems, name="quotas"))
+    if problems.errors:
+        raise ChangeRefused(422, f"{problems.errors[0].message}; {problems.errors[0].fix}")
+    return quotas
+
+
 def _view(stored: StoredCredential, now: float) -> dict[str, Any]:
     record = stored.record
     return {
@@ -376,6 +393,10 @@ def _view(stored: StoredCredential, now: float) -> dict[str, Any]:
         "created_by": record.created_by,
         "expires_at": _time(record.expires_at),
         "concurrency": record.concurrency,
+        "quotas": [
+            {"tokens": each.tokens, "per": each.per.value, "timezone": each.timezone}
+            for each in record.quotas
+        ],
         "note": record.note,
         "replaces": record.replaces or None,
         "revoked_at": _time(record.revoked_at),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from tokenpool.accounting.account import Account
+from tokenpool.accounting.group_accounts import group_accounts, place, use_ceilings
 from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.entitlements import Entitlement, Group, Pool, PoolFile
 
@@ -40,6 +41,8 @@ class Accounts:
         """Whether the pool enforces decisions."""
         self.groups: tuple[Group, ...] = ()
         """The groups of the pool."""
+        self.of_groups: dict[str, Account] = {}
+        """The accounts of groups with a ceiling, by their names in the lease store."""
         self._pricing = pool.pricing
         self._prepared: _Prepared | None = None
         self.configure(file, pool, now)
@@ -71,6 +74,10 @@ class Accounts:
         self.by_name = prepared.accounts
         self.anonymous = self.by_name.get(file.anonymous) if file.anonymous else None
         self.groups = file.groups_of(pool.name)
+        self.of_groups = group_accounts(self.groups, self.of_groups, now)
+        place(self.by_name.values(), self.groups, self.of_groups)
+        if control.leases is None:
+            use_ceilings(self.of_groups.values(), now)
         self._pricing = pool.pricing
         self.enforces = pool.enforce
 

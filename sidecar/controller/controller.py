@@ -45,6 +45,7 @@ from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Dimension
 from tokenpool.control.driver import NOTHING_SPENT, Driver
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.quotas.budget import Budget
 from tokenpool.quotas.quotas import Quotas
 
 
@@ -241,7 +242,7 @@ class Controller:
             body=parsed.body,
             request=parsed,
             streams=parsed.streams,
-            budgets=account.budgets,
+            budgets=self._budgets(account, credential),
         )
         if trace is not None:
             trace.priced(now, account, parsed, cost)
@@ -252,6 +253,12 @@ class Controller:
             return self._shed(account, outcome)
         outcome.limited_by = limited_by
         return outcome
+
+    def _budgets(self, account: Account, credential: Credential | None) -> tuple[Budget, ...]:
+        """The budgets of a request; none without quotas."""
+        if credential is None or not credential.quotas or self._quotas is None:
+            return account.budgets
+        return account.budgets + self._quotas.of_credential(credential.id, credential.quotas)
 
     @property
     def _sidecars(self) -> int:

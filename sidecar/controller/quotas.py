@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from tokenpool.accounting.account import Account
 from tokenpool.control.admission_control import AdmissionControl
-from tokenpool.entitlements import Group, chain
+from tokenpool.entitlements import Group, Quota, chain
+from tokenpool.quotas.budget import Budget
 from tokenpool.quotas.messages import Scope
 from tokenpool.quotas.quotas import Quotas
 
@@ -17,6 +18,8 @@ class QuotaAccounts:
     def __init__(self, control: AdmissionControl, quotas: Quotas) -> None:
         self._control = control
         self.quotas = quotas
+        self._by_credential: dict[str, tuple[tuple[Quota, ...], tuple[Budget, ...]]] = {}
+        """The quotas of credentials that were used, with their budgets."""
 
     def configure(self, accounts: Mapping[str, Account], groups: Sequence[Group]) -> None:
         """Use these accounts and groups. Budgets that no account has any more are forgotten."""
@@ -31,6 +34,18 @@ class QuotaAccounts:
                     budgets += quotas.of(Scope.GROUP, group.name, group.quotas)
                 account.budgets = budgets
         if quotas.budgets:
-            quotas.keep_only(budget for account in accounts.values() for budget in account.budgets)
+            kept = [budget for account in accounts.values() for budget in account.budgets]
+            kept += [budget for _, budgets in self._by_credential.values() for budget in budgets]
+            quotas.keep_only(kept)
         if quotas.budgets:
             self._control.follow_quotas(quotas)
+
+    def of_credential(self, name: str, quotas: tuple[Quota, ...]) -> tuple[Budget, ...]:
+        """The budgets of the quotas of a credential."""
+        known = self._by_credential.get(name)
+        if known is not None and known[0] is quotas:
+            return known[1]
+        budgets = self.quotas.of(Scope.CREDENTIAL, name, quotas)
+        self._by_credential[name] = quotas, budgets
+        self._control.follow_quotas(self.quotas)
+        return budgets

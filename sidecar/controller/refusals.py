@@ -32,7 +32,9 @@ def of_shed(account: Account, shed: Shed, random: float, *, has_waited: bool = F
     if shed.quota is not None:
         return _of_quota(account, shed, shed.quota, random)
     wait = shed.retry_after_s * (1 + JITTER * random)
-    whose = "the engine" if shed.reason is Reason.ENGINE_FULL else f"entitlement {name!r}"
+    whose = f"group {shed.group!r}" if shed.group else f"entitlement {name!r}"
+    if shed.reason is Reason.ENGINE_FULL:
+        whose = "the engine"
     use = (
         f"{shed.in_use:.0f} tokens used in advance"
         if shed.dimension is Dimension.TOKENS_PER_SECOND

@@ -52,6 +52,8 @@ class Spool:
         """The batch that takes further records. It is the last one of those that wait, until it is taken."""
         self._number = 0
         self._unsynced: set[Path] = set()
+        self._adopted: set[Path] = set()
+        """The files of other processes among the batches."""
         self.size = 0
         """The bytes of all batches that are not removed, sent or not."""
         self._in_memory = 0
@@ -88,11 +90,12 @@ class Spool:
         self.error = f"{error.filename or self._folder}: {error.strerror or error}"
 
     def adopt(self) -> int:
-        """Take over the records of processes that have ended. Returns how many of their requests were lost.
+        """Take over the records of processes that have ended.
 
-        A process that ends between the steps leaves some records twice, with the same ids.
+        Returns the number of records from their files of running requests. All others were in batches. A
+        process that ends between the steps leaves some records twice, with the same ids.
         """
-        lost: list[bytes] = []
+        left: list[bytes] = []
         living = {self._process}
         ended = []
         try:
@@ -106,20 +109,21 @@ class Spool:
                     living.add(match[1])
                 else:
                     ended.append(file)
-                    lost += file.records()
+                    left += file.records()
             for name in names:
                 match = _BATCH.fullmatch(name)
-                if match is not None and match[1] not in living:
-                    self._adopt(self._folder / name)
+                path = self._folder / name
+                if match is not None and match[1] not in living and path not in self._adopted:
+                    self._adopt(path)
         except OSError as error:
             self._fail(error)
-        refused = self.append(lost)
+        refused = self.append(left)
         for file in ended:
             if refused:
                 file.close()  # the next sidecar tries again
             else:
                 file.remove()
-        return len(lost) - len(refused)
+        return len(left) - len(refused)
 
     def _adopt(self, path: Path) -> None:
         size = path.stat().st_size
@@ -127,6 +131,7 @@ class Spool:
             path.unlink(missing_ok=True)
             return
         self._number += 1
+        self._adopted.add(path)
         self._waiting.append(Batch(self._number, path, size=size))
         self.size += size
 
@@ -231,6 +236,7 @@ class Spool:
             self._in_memory -= batch.size
         else:
             self._unsynced.discard(batch.path)
+            self._adopted.discard(batch.path)
             try:
                 batch.path.unlink(missing_ok=True)
             except OSError as error:

@@ -53,7 +53,7 @@ def test_a_source_install_is_pure_python(sources: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as files:
         names = set(files.namelist())
     assert not [name for name in names if name.endswith((".so", ".c", ".h"))]
-    assert {*DATA_PATH, "dashboard/page.html", "sidecar/py.typed"} <= names
+    assert {*DATA_PATH, "dashboard/page.html", "dashboard/usage.html", "sidecar/py.typed"} <= names
     assert {path.name for path in (ROOT / "tokenpool" / "store").glob("*.lua")} <= {
         Path(name).name for name in names
     }

@@ -68,9 +68,11 @@ class Account:
         "debt",
         "depth",
         "entitlement",
+        "groups",
         "has_borrowed",
         "has_peers",
         "is_active",
+        "is_group",
         "is_plain",
         "is_preemptible",
         "is_spot",
@@ -130,6 +132,10 @@ class Account:
         """The tokens that this request has borrowed."""
         self.lent = NOTHING
         """The part of ``limit`` that was borrowed since it was set."""
+        self.groups: tuple[Account, ...] = ()
+        """The accounts of its groups with a ceiling, from the bottom. Their limits bind it, too."""
+        self.is_group = False
+        """Whether this is the account of a group (``group_accounts``)."""
         self.away = 0
         """The part of ``concurrency_in_use`` on other replicas, by handover. Only the ledger changes it."""
 

@@ -137,6 +137,8 @@ class Ledger:
             account.pricer.learn_cut(ticket.ask, spent.output_tokens)
         elif reported:
             account.meter.residence.observe(max(now - ticket.admitted_at, 0.0))
+            for group in ticket.groups:
+                group.meter.residence.observe(max(now - ticket.admitted_at, 0.0))
             account.pricer.learn(ticket.ask, spent, ticket.cost, ran_here=ticket.place is None)
 
     def _charge(self, ticket: Ticket, tokens: float) -> None:
@@ -144,6 +146,8 @@ class Ledger:
             ticket.surplus.spent += tokens
             return
         ticket.account.charge(tokens)
+        for group in ticket.groups:
+            group.charge(tokens)
         self.spent += tokens
 
     def _hold(self, ticket: Ticket, kv_tokens: int, sequences: int, now: float) -> None:
@@ -156,6 +160,8 @@ class Ledger:
             return
         account = ticket.account
         account.hold(kv_tokens, sequences, now)
+        for group in ticket.groups:
+            group.hold(kv_tokens, sequences, now)
         if ticket.place is not None:
             self.away += sequences
             account.away += sequences

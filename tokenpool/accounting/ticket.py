@@ -49,6 +49,7 @@ class Ticket:
         "charged",
         "cost",
         "ending",
+        "groups",
         "has_begun",
         "hold",
         "is_borrowed",
@@ -66,6 +67,8 @@ class Ticket:
         self, account: Account, ask: Ask, cost: Cost, now: float, place: Place | None = None
     ) -> None:
         self.account = account
+        self.groups = account.groups
+        """The accounts of its groups that hold the reservation, too."""
         self.ask = ask
         self.cost = cost
         self.admitted_at = now

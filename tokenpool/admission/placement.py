@@ -51,7 +51,7 @@ that could end spot waited at a replica without any, while other replicas had so
 ``pool_guarantee``, 3 to 7 % of the guaranteed requests waited for 10 to 105 ms because of that."""
 PROBE_REFUSED_S = 0.25
 """Seconds for which a replica that has refused a probe is probed after the others."""
-MOST_UNANSWERED = 4
+MOST_UNANSWERED = 2
 """The most requests that one replica has got together with their asks, and has not answered. So a replica
 that is paused after it stated room keeps at most this number of requests of one sidecar, besides those that
 it has begun."""
@@ -234,7 +234,10 @@ class Placement:
         """A replica has refused the probe of a request, or failed: probe the next one.
 
         After the last one, asks wait at several replicas for a slot. One of them may end spot that comes.
+        Does nothing while another ask may end spot.
         """
+        if any(ask.standing is Standing.ASSURED for ask in self.asks.get(pending, ())):
+            return []
         probe = self._probe(pending, now) if _may_end_spot(pending) else None
         made = [probe] if probe is not None else []
         if not made:

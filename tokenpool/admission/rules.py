@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tokenpool.accounting.account import Account
+from tokenpool.accounting.group_accounts import group_name, has_room
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Place, Ticket
 from tokenpool.amounts import NOTHING, Amount, Dimension
@@ -69,6 +70,8 @@ class Shed:
     number."""
     quota: Exhausted | None = None
     """The quota that does not cover the request, if that is the reason."""
+    group: str = ""
+    """The group whose ceiling is the limit; empty for the entitlement's own limit."""
 
 
 def admit(
@@ -91,11 +94,11 @@ def admit(
     decision about this request counted its offer. ``place`` is another replica that keeps room for it, so the
     room here does not count.
     """
-    refusal = never_fits(account.entitlement.ceiling, cost, room)
+    refusal = _never_fits(account, cost, room)
     if refusal is not None:
         return refusal
     if not is_counted:
-        account.meter.offer(cost, is_retry=is_retry)
+        count_offer(account, cost, is_retry=is_retry)
     refusal = over_limit(account, cost, now)
     if refusal is not None:
         return refusal
@@ -104,6 +107,32 @@ def admit(
         if refusal is not None:
             return refusal
     return Admit(ledger.reserve(account, ask, cost, now, place))
+
+
+def count_offer(account: Account, cost: Cost, *, is_retry: bool = False) -> None:
+    """Count a request as demand of its entitlement, and of its groups."""
+    account.meter.offer(cost, is_retry=is_retry)
+    for group in account.groups:
+        group.meter.offer(cost, is_retry=is_retry)
+
+
+def _over_group(group: Account, cost: Cost, now: float) -> Shed | None:
+    """The refusal of a request for which a group has no room below its ceiling; ``None`` if it has room."""
+    level = group.bucket.refill(now)
+    if has_room(group, cost):
+        return None
+    if level <= 0 and group.entitlement.ceiling.tokens_per_second < math.inf:
+        return _over_throughput(group, cost) if group.level <= 0 else _not_in_time(group, cost)
+    is_cache = group.kv_in_use + cost.kv_tokens > group.limit.kv_tokens
+    return _over_gauge(group, cost, Dimension.KV_TOKENS if is_cache else Dimension.CONCURRENCY)
+
+
+def _never_fits(account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
+    """The refusal of a cost that never fits, by the ceiling of the entitlement or of a group."""
+    refusal = never_fits(account.entitlement.ceiling, cost, room)
+    for group in account.groups:
+        refusal = refusal or never_fits(group.entitlement.ceiling, cost, room)
+    return refusal
 
 
 def never_fits(ceiling: Amount, cost: Cost, room: EngineRoom) -> Shed | None:
@@ -138,6 +167,10 @@ def over_limit(account: Account, cost: Cost, now: float) -> Shed | None:
         return _over_gauge(account, cost, Dimension.KV_TOKENS)
     if account.concurrency_in_use + cost.sequences > limit.concurrency:
         return _over_gauge(account, cost, Dimension.CONCURRENCY)
+    for group in account.groups:
+        refusal = _over_group(group, cost, now)
+        if refusal is not None:
+            return refusal
     return None
 
 
@@ -166,7 +199,7 @@ def refused_with_any_lease(
     is_counted: bool = False,
 ) -> Shed | None:
     """The refusal of a request that no lease would admit here; ``None`` if a larger lease might help."""
-    refusal = never_fits(account.entitlement.ceiling, cost, room)
+    refusal = _never_fits(account, cost, room)
     if refusal is not None:
         return refusal
     # Before the first answer of the lease store, the assured part is not known.
@@ -175,7 +208,7 @@ def refused_with_any_lease(
         return None
     refusal = engine_full(ledger, account, cost, room)
     if refusal is not None and not is_counted:
-        account.meter.offer(cost, is_retry=is_retry)
+        count_offer(account, cost, is_retry=is_retry)
     return refusal
 
 
@@ -194,6 +227,7 @@ def _over_throughput(account: Account, cost: Cost) -> Shed:
         cost.throughput,
         _bounded(wait),
         wait,
+        group=group_name(account),
     )
 
 
@@ -221,6 +255,7 @@ def _over_gauge(account: Account, cost: Cost, dimension: Dimension) -> Shed:
         cost.kv_tokens if is_cache else cost.sequences,
         _bounded(wait),
         wait,
+        group=group_name(account),
     )
 
 

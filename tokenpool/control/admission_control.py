@@ -670,6 +670,8 @@ class AdmissionControl:
         ``ended`` is the account whose request has ended, if nothing else changed.
         """
         self.serve_lease_waits(now)
+        if ended is not None and ended.groups:
+            ended = None  # a request of another member of its groups may fit now
         if self.queue.waiting_for_room:
             for pending in self.queue.due(now, ended):
                 self._decide_pending(pending, now, was_queued=True)

@@ -23,6 +23,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from tokenpool.accounting.account import Account, PoolView
 from tokenpool.accounting.bucket import bucket_depth
+from tokenpool.accounting.group_accounts import PREFIX, group_limit, has_room
 from tokenpool.admission.pending import PendingRequest, WaitsFor
 from tokenpool.admission.queue import AdmissionQueue
 from tokenpool.amounts import NOTHING, Amount
@@ -99,10 +100,13 @@ class Leases:
     # --- accounts and limits ---
 
     def follow(self, accounts: Mapping[str, Account], now: float) -> bool:
-        """Use these accounts from now on. A new account has no lease until its first request.
+        """Use these accounts and those of their groups. A new account has no lease until its first request.
 
         Returns whether an active entitlement was removed. Its waiting requests become due.
         """
+        groups = {group.entitlement.name: group for each in accounts.values() for group in each.groups}
+        if groups:
+            accounts = {**accounts, **groups}
         gone = [name for name in self.states if name not in accounts]
         self.accounts = accounts
         for name in gone:
@@ -113,8 +117,8 @@ class Leases:
 
     def learn(self, limits: Mapping[str, Limit], terms: IdleTerms, now: float) -> None:
         """Use these published limits from now on. An empty lease store changes nothing."""
-        if terms.capacity == (0.0, 0.0, 0.0) and not limits:
-            return
+        if terms.capacity == (0.0, 0.0, 0.0) and all(name.startswith(PREFIX) for name in limits):
+            return  # the limits of groups are known without a plan
         self.has_limits, self._limits, self.terms = True, limits, terms
         if self.mode in (Mode.JOINING, Mode.CUT_OFF):
             self.use_shares(now)
@@ -130,11 +134,13 @@ class Leases:
             account.set_pool(known_limit(self.limit_of(account), has_peers=self.sidecars > 1))
 
     def idle_limit(self, account: Account) -> Limit:
-        """The limit that follows from the pool's terms if none is published."""
+        """The limit that follows from the pool's terms if none is published; for a group, its ceiling."""
+        if account.is_group:
+            return limit_of_group(account.entitlement.ceiling)
         if not self.has_limits:
             return NO_LIMIT
         meter = account.meter
-        share = idle_share(account.entitlement, self.terms, meter.floor)
+        share = idle_share(account.entitlement, self.terms, meter.floor, is_bounded=bool(account.groups))
         limit, assured = share.limit, share.assured
         rate = min(limit.tokens_per_second, MOST_RATE)
         depth = bucket_depth(rate, meter.typical_tokens.value)
@@ -168,15 +174,50 @@ class Leases:
             return True  # the entitlement was removed meanwhile: the local limits of this account decide
         if state is None:
             state = self.activate(name, account, now)
+        for group in account.groups:
+            if group.entitlement.name not in self.states:
+                self.activate(group.entitlement.name, group, now)
         if self.mode is not Mode.JOINED:
             return self.mode is not Mode.EXPIRED
         if self.queue.waiting_for_lease(name):
+            return False
+        if account.groups and not self._groups_cover(account, cost):
             return False
         return (
             self._is_enough(account, cost)
             or self._take_ahead(account, state, cost, now)
             or self.borrow(account, cost, now, AHEAD_SHARE / self.sidecars)
         )
+
+    def _groups_cover(self, account: Account, cost: Cost) -> bool:
+        """Whether the leases of its groups cover a cost. What they lack is asked for with the next message.
+
+        Nothing is taken from a group before the report. So all sidecars together never exceed a ceiling.
+        """
+        is_covered = True
+        for group in account.groups:
+            if not has_room(group, cost):
+                self.urgent.add(group.entitlement.name)
+                is_covered = False
+        return is_covered
+
+    def waiting(self, account: Account) -> Collection[PendingRequest]:
+        """The requests that wait for a lease of this entitlement, or of any member of this group."""
+        if not account.is_group:
+            return self.queue.waiting_for_lease(account.entitlement.name)
+        return [
+            pending
+            for name in self._members_waiting(account)
+            for pending in self.queue.waiting_for_lease(name)
+        ]
+
+    def _members_waiting(self, group: Account) -> list[str]:
+        """The entitlements of a group with requests that wait for a lease."""
+        return [
+            name
+            for name in self.queue.entitlements_waiting_for_lease()
+            if group in self.queue.waiting_for_lease(name)[0].account.groups
+        ]
 
     @staticmethod
     def _is_enough(account: Account, cost: Cost) -> bool:
@@ -235,6 +276,7 @@ class Leases:
             or self.failures
             or now - self.free_at > self.settings.interval_s * FRESH_INTERVALS
             or not account.is_below_ceiling(cost, self.sidecars)
+            or not self._may_borrow_in_groups(account, cost, now)
         ):
             return False
         missing, (tokens, kv_tokens, sequences) = account.missing(cost), self.free
@@ -255,6 +297,18 @@ class Leases:
         account.borrow(cost)
         self.urgent.add(account.entitlement.name)
         return True
+
+    def _may_borrow_in_groups(self, account: Account, cost: Cost, now: float) -> bool:
+        """Whether the leases of its groups cover a loan, and no sidecar lacks capacity of a group.
+
+        Under contention in a group, the limits of its members bind.
+        """
+        return all(
+            has_room(group, cost)
+            and (state := self.states.get(group.entitlement.name)) is not None
+            and now >= state.contended_until
+            for group in account.groups
+        )
 
     def has_room_here(self, kv_tokens: float, sequences: float) -> bool:
         """The engine here has free room. Waiting requests may borrow it before the next answer states it.
@@ -282,6 +336,7 @@ class Leases:
         return (
             pending.first_answer_at <= now
             and account.is_below_ceiling(cost, self.sidecars)
+            and self._may_borrow_in_groups(account, cost, now)
             and (missing <= 0 or missing <= self.free[0])
         )
 
@@ -339,6 +394,7 @@ class Leases:
         self.waits.begin(pending, longest_wait_s, now)
         if asks:
             self.urgent.add(name)
+            self._groups_cover(account, cost)
         elif state.ask_again_at == math.inf:
             state.ask_again_at = state.short_until
         self.waits.wake_by(state.ask_again_at)
@@ -375,6 +431,11 @@ class Leases:
         self.waits.may_fit(name)
         if now < state.contended_until:
             self.returns.add(name)
+        for group in account.groups:
+            self.group_may_fit(group)
+            state = self.states.get(group.entitlement.name)
+            if state is not None and now < state.contended_until:
+                self.returns.add(group.entitlement.name)
 
     # --- waiting requests ---
 
@@ -400,7 +461,7 @@ class Leases:
                 if state is not None and self.mode is not Mode.EXPIRED:
                     yield from self._due_of(name, state, now)
                     if is_answered:
-                        self._return_surplus(name, state, now)
+                        self.return_surplus(name, state, now)
 
     def _due_of(self, name: str, state: LeaseState, now: float) -> Iterator[PendingRequest]:
         """Yield the waiting requests of an entitlement that fit, in order. Then those whose wait is over.
@@ -427,7 +488,14 @@ class Leases:
             and account.concurrency_in_use + cost.sequences <= limit.concurrency
             and account.kv_in_use + cost.kv_tokens <= limit.kv_tokens
         )
+        if not all(has_room(group, cost) for group in account.groups):
+            return False
         return fits or (pending.first_answer_at < math.inf and self.borrow(account, cost, now))
+
+    def group_may_fit(self, group: Account) -> None:
+        """Waiting requests of the members of a group may fit."""
+        for name in self._members_waiting(group):
+            self.waits.may_fit(name)
 
     def wake(self, now: float) -> None:
         """End the waits whose deadline has passed, and ask again for the other requests."""
@@ -442,9 +510,11 @@ class Leases:
             if state.ask_again_at <= now and self.queue.waiting_for_lease(name):
                 state.ask_again_at = math.inf
                 self.urgent.add(name)
+                first = self.queue.waiting_for_lease(name)[0]
+                self._groups_cover(first.account, first.cost)
         self.waits.find_next_wake(self.states)
 
-    def _return_surplus(self, name: str, state: LeaseState, now: float) -> None:
+    def return_surplus(self, name: str, state: LeaseState, now: float) -> None:
         """Return unused capacity of a contended entitlement if none of its requests waits any more.
 
         The last message asked for this capacity for requests that may have left meanwhile.
@@ -453,8 +523,8 @@ class Leases:
         if (
             self.mode is Mode.JOINED
             and now < state.contended_until
-            and not self.queue.waiting_for_lease(name)
-            and self.queue.first(account) is None
+            and not self.waiting(account)
+            and (account.is_group or self.queue.first(account) is None)
             and (limit.concurrency > account.concurrency_in_use or limit.kv_tokens > account.kv_in_use)
         ):
             self.returns.add(name)
@@ -573,8 +643,7 @@ class Leases:
         if lease.is_contended:
             state.contended_until = now + CONTENDED_S / 2
         if request.is_urgent:
-            waiting = self.queue.waiting_for_lease(name)
-            waited = now - waiting[0].entered_at if waiting else 0.0
+            waited = now - min((pending.entered_at for pending in self.waiting(account)), default=now)
             state.ask_again_at = now + min(max(ASK_AGAIN_S, waited), LONGEST_ASK_AGAIN_S)
             self.waits.wake_by(state.ask_again_at)
 
@@ -584,7 +653,7 @@ class Leases:
         if state is None:
             return False
         state.resume_asking()
-        is_waiting = bool(self.queue.waiting_for_lease(name))
+        is_waiting = bool(self.waiting(self.accounts[name]))
         if is_waiting:
             self.urgent.add(name)
         return is_waiting
@@ -631,6 +700,12 @@ class Leases:
     def _share(self, account: Account, now: float) -> None:
         known = self.limit_of(account) if self.has_limits else None
         use_share(account, known, self.sidecars, now)
+
+
+def limit_of_group(ceiling: Amount, debt: float = 0.0) -> Limit:
+    """The limit of a group in the lease store: its ceiling."""
+    tokens, kv_tokens, sequences = group_limit(ceiling).values()
+    return Limit(tokens, kv_tokens, sequences, bucket_depth(tokens, 0.0), debt=debt)
 
 
 def known_limit(limit: Limit, *, has_peers: bool) -> PoolView:

@@ -223,7 +223,13 @@ class LeaseSync:
             leases.waits.all_may_fit()
             return
         for name in heard:
-            if name in leases.states:
+            state = leases.states.get(name)
+            if state is None:
+                continue
+            if leases.accounts[name].is_group:
+                leases.group_may_fit(leases.accounts[name])
+                leases.return_surplus(name, state, now)
+            else:
                 leases.waits.answered(name, sent_at, now)
 
     def failed(self, message: Message, now: float) -> None:
@@ -299,9 +305,7 @@ class LeaseSync:
         state.peaks.append(account.take_peaks())
         state.report = account.report(now, leases.queue.waiting_amount(name))
         state.fresh = meter.fresh
-        state.is_idle = (
-            meter.is_idle and not account.concurrency_in_use and not leases.queue.waiting_for_lease(name)
-        )
+        state.is_idle = meter.is_idle and not account.concurrency_in_use and not leases.waiting(account)
         if self._has_changed(account, state):
             self._changed[name] = None
 
@@ -332,7 +336,8 @@ class LeaseSync:
             kv_wanted, wanted = float(kv_in_use), float(in_use)
             if tokens_are_short(account, state):
                 tokens_wanted = 0.0
-        needed = [pending.cost for pending in leases.queue.waiting_for_lease(name)]
+        needed = [pending.cost for pending in leases.waiting(account)]
+        is_urgent = bool(needed)
         first = leases.queue.first(account)
         if first is not None and first.waits_for is WaitsFor.ENGINE:
             needed.append(first.cost)  # another replica may offer room for it at any time
@@ -355,7 +360,7 @@ class LeaseSync:
             wanted,
             meter.spent,
             tokens_wanted,
-            bool(leases.queue.waiting_for_lease(name)),
+            is_urgent,
             report.demand.values(),
             meter.kv_seconds,
             meter.concurrency_seconds,
@@ -403,7 +408,7 @@ class LeaseSync:
                 state.is_idle
                 and account.meter.is_idle
                 and request.tokens_spent == account.meter.spent
-                and not (leases.queue.waiting_for_lease(name) or account.concurrency_in_use)
+                and not (leases.waiting(account) or account.concurrency_in_use)
             ):
                 del leases.states[name]
                 account.hold_nothing()

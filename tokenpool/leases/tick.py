@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tokenpool.accounting.bucket import bucket_depth
+from tokenpool.accounting.group_accounts import PREFIX
 from tokenpool.accounting.report import Report
 from tokenpool.amounts import NO_KV_BOUND_FROM, NOTHING, Amount
 from tokenpool.capacity.model import UNLEARNED_TOKENS_PER_SECOND
-from tokenpool.entitlements import Entitlement
+from tokenpool.entitlements import Entitlement, Group
+from tokenpool.leases.leases import limit_of_group
 from tokenpool.leases.messages import EntitlementRecord, Limit, PoolSnapshot
 from tokenpool.leases.wire import SidecarReport, WireError, decode_report
 from tokenpool.planning.planner import Plan, PlanInput, PlannerSettings, plan
@@ -55,6 +57,8 @@ class Tick:
     records: Mapping[str, EntitlementRecord]
     service: Mapping[str, Amount]
     """The service rate of every record since the last tick; empty at the first."""
+    groups: Mapping[str, EntitlementRecord]
+    """The records of groups, by name."""
     replica: Amount
     """The capacity of one engine: the mean over the sidecars that report one; zero if none does."""
     unreadable: Sequence[str] = ()
@@ -67,6 +71,7 @@ def tick(
     before: PoolSnapshot | None,
     settings: PlannerSettings = _DEFAULTS,
     memory: Memory = NO_MEMORY,
+    groups: Sequence[Group] = (),
 ) -> Tick:
     """Recompute all limits from the records and reports, and the change since the snapshot ``before``.
 
@@ -77,6 +82,9 @@ def tick(
     capacity = NOTHING
     for report in sidecars.values():
         capacity = capacity + report.capacity
+    snapshot, of_groups = _without_groups(snapshot)
+    if before is not None:
+        before, _ = _without_groups(before)
     idle_since = _idle_since(snapshot, memory.idle_since)
     records = {
         name: record
@@ -96,9 +104,14 @@ def tick(
             min(elapsed, MOST_ELAPSED_S),
             settings,
             memory.profiles,
+            groups,
+            {name: record.limit.debt for name, record in of_groups.items()},
         )
     )
-    limits = {}
+    # The limit of a group is its ceiling. Debts are stored with limits, so a new coordinator knows them.
+    limits = {
+        PREFIX + group.name: limit_of_group(group.ceiling, made.groups[group.name].debt) for group in groups
+    }
     for name, part in made.entitlements.items():
         limit, assured = part.limit, part.assured
         typical = records.get(name, _NO_RECORD).floor.tokens_per_second
@@ -112,7 +125,30 @@ def tick(
             part.debt,
         )
     memory = Memory(made.profiles, idle_since)
-    return Tick(made, limits, memory, sidecars, snapshot.records, service, _replica(sidecars), unreadable)
+    return Tick(
+        made,
+        limits,
+        memory,
+        sidecars,
+        snapshot.records,
+        service,
+        of_groups,
+        _replica(sidecars),
+        unreadable,
+    )
+
+
+def _without_groups(snapshot: PoolSnapshot) -> tuple[PoolSnapshot, dict[str, EntitlementRecord]]:
+    """The snapshot with the records of entitlements alone, and the records of groups by name."""
+    groups = {
+        name.removeprefix(PREFIX): record
+        for name, record in snapshot.records.items()
+        if name.startswith(PREFIX)
+    }
+    if not groups:
+        return snapshot, groups
+    records = {name: each for name, each in snapshot.records.items() if not name.startswith(PREFIX)}
+    return replace(snapshot, records=records), groups
 
 
 def _idle_since(snapshot: PoolSnapshot, before: Mapping[str, float]) -> dict[str, float]:

@@ -89,7 +89,7 @@ class ActiveAccounts:
         account.meter.skip_idle_time(self._planned_before)
         floor = account.meter.floor
         account.meter.skip_idle_time(self._planned_at)
-        share = idle_share(account.entitlement, terms, floor)
+        share = idle_share(account.entitlement, terms, floor, is_bounded=bool(account.groups))
         elapsed = self._planned_at - account.planned_at
         debt = account.debt
         if debt != 0 and elapsed > 0:

@@ -289,6 +289,7 @@ FIELDS = (
         "none",
         "The most sequences that run at the same time with this key, in addition to the entitlement's limit.",
     ),
+    *_quotas("entitlements[].api_keys[]", "the key"),
     Described(
         "entitlements[].preemptible",
         "`true` or `false`",

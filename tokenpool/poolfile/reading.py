@@ -368,7 +368,7 @@ def _keys(node: Node) -> tuple[KeyRef, ...]:
 
 
 _KEY_SOURCES = ("sha256", "env", "file")
-_KEY_FIELDS = (*_KEY_SOURCES, "id", "expires", "concurrency")
+_KEY_FIELDS = (*_KEY_SOURCES, "id", "expires", "concurrency", "quotas")
 
 
 def _key(node: Node) -> KeyRef | None:
@@ -387,7 +387,7 @@ def _key(node: Node) -> KeyRef | None:
 
 
 def _long_key(node: Node) -> KeyRef | None:
-    """A key with its source, and optionally its id, its expiry and a limit of its own."""
+    """A key with its source, and optionally its id, its expiry, and a limit and quotas of its own."""
     fields = node.fields(_KEY_FIELDS)
     sources = [source for source in _KEY_SOURCES if source in fields]
     if len(sources) != 1:
@@ -411,6 +411,7 @@ def _long_key(node: Node) -> KeyRef | None:
         )
     expires_at = fields["expires"].time() if "expires" in fields else None
     most = fields["concurrency"].whole("sequences", least=1) if "concurrency" in fields else None
+    quotas = quotas_of(fields["quotas"]) if "quotas" in fields else ()
     if text is None:
         return None
-    return KeyRef(KeySource(source), text, node.line, name or "", expires_at, most)
+    return KeyRef(KeySource(source), text, node.line, name or "", expires_at, most, quotas)

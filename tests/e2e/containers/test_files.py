@@ -11,6 +11,7 @@ import json
 import os
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,8 @@ def test_the_image_is_compiled_by_default() -> None:
 
 def test_all_packages_of_the_project_are_in_the_build_context() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    packages = {"coordinator", "dashboard", "injector", "loadgen", "runtime", "sidecar", "tokenpool"}
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {package.partition(".")[0] for package in settings["packages"]}
 
     assert ignored[1] == "*"
     assert {f"!{package}" for package in packages} | {"!setup.py"} <= set(ignored)

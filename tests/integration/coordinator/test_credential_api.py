@@ -141,7 +141,9 @@ async def test_a_request_with_a_digest_can_be_repeated(ask: Api) -> None:
 
 
 async def test_a_key_is_rotated_with_an_overlap(ask: Api) -> None:
-    await ask("PUT", "/v1/credentials/old", {"entitlement": "a", "concurrency": 3, "expires_in_s": 1000})
+    quota = {"tokens": "5M", "per": "month", "timezone": "Europe/Berlin"}
+    rights = {"entitlement": "a", "concurrency": 3, "expires_in_s": 1000, "quotas": [quota]}
+    await ask("PUT", "/v1/credentials/old", rights)
     ask.now += 400
     body = {"id": "new", "sha256": digest("new"), "overlap_s": 100}
 
@@ -149,6 +151,7 @@ async def test_a_key_is_rotated_with_an_overlap(ask: Api) -> None:
 
     assert status == 201
     assert (made["replaces"], made["concurrency"], made["entitlement"]) == ("old", 3, "a")
+    assert made["quotas"] == [quota | {"tokens": 5e6}]
     assert made["expires_at"] == "2023-11-14T22:36:40.000Z"  # 1,000 s from now
     _, old = await ask("GET", "/v1/credentials/old")
     assert (old["state"], old["expires_at"]) == ("active", "2023-11-14T22:21:40.000Z")
@@ -222,6 +225,8 @@ async def test_credentials_are_listed_by_entitlement_and_state(ask: Api) -> None
         ("k", {"entitlement": 3}, 400, "Expected `str`"),
         ("k", {"entitlement": "z"}, 422, "no entitlement 'z'"),
         ("k", {"entitlement": "a", "concurrency": 0}, 422, "concurrency is 0"),
+        ("k", {"entitlement": "a", "quotas": [{"tokens": "5B", "per": "day"}]}, 422, "tokens is '5B'"),
+        ("k", {"entitlement": "a", "quotas": [{"tokens": 5}]}, 422, "has no per"),
         ("k", {"entitlement": "a", "sha256": "abc"}, 422, "not a SHA-256 digest"),
         ("k", {"entitlement": "a", "expires_in_s": -1}, 422, "not in the future"),
         ("k", {"entitlement": "a", "expires_in_s": 1e12}, 422, "more than 20 years"),

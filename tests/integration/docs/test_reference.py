@@ -53,6 +53,9 @@ MAPPINGS = {
     "groups[].quotas[].": f"groups: [{{quotas: [{{{UNKNOWN}: 1}}]}}]",
     "groups[].guarantee.": f"groups: [{{guarantee: {{{UNKNOWN}: 1}}}}]",
     "groups[].ceiling.": f"groups: [{{ceiling: {{{UNKNOWN}: 1}}}}]",
+    "entitlements[].api_keys[].quotas[].": (
+        f"entitlements: [{{api_keys: [{{env: A, quotas: [{{{UNKNOWN}: 1}}]}}]}}]"
+    ),
     "entitlements[].api_keys[].": f"entitlements: [{{api_keys: [{{{UNKNOWN}: 1}}]}}]",
 }
 """A pool file with an unknown field, for the path of each mapping."""

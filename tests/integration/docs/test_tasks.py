@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -58,6 +57,8 @@ TENANTS = {
     "rotate-a-key": {"search": SEARCH},
 }
 """Further files of the folder ``pools``, by page."""
+ATTEMPTS = 5
+"""How often a script is tried that waits for a change to be in force: a busy machine takes longer."""
 TOKEN = "token-of-alice-0123456789"
 
 
@@ -177,6 +178,7 @@ def world(page: Path, folder: Path) -> Iterator[dict[str, str]]:
         yield {
             "TOKENPOOL_URL": f"http://127.0.0.1:{lead}",
             "SIDECAR": f"http://127.0.0.1:{listen}",
+            "SIDECAR_ADMIN": f"http://127.0.0.1:{admin}",
             "TOKENPOOL_TOKEN": TOKEN,
         }
 
@@ -215,12 +217,14 @@ def test_the_commands_of_a_page_do_what_it_says(page: Path, tmp_path: Path) -> N
             "PYTHONSAFEPATH": "1",
         }
         for step in steps(page):
-            began = time.monotonic()
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", step.script],
-                cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False,
-            )  # fmt: skip
-            assert done.returncode == 0, f"{step.script}\n{done.stdout}\n{done.stderr}"
-            for line in step.expected:
-                assert matches(line, done.stdout), f"{step.script}\nhas no {line!r}:\n{done.stdout}"
-            assert time.monotonic() - began < 30
+            attempts = ATTEMPTS if "sleep" in step.script else 1
+            for attempt in range(attempts):
+                done = subprocess.run(
+                    ["bash", "-euo", "pipefail", "-c", step.script],
+                    cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False,
+                )  # fmt: skip
+                missing = [line for line in step.expected if not matches(line, done.stdout)]
+                if done.returncode == 0 and not missing:
+                    break
+                said = f"{step.script}\n{done.stdout}\n{done.stderr}"
+                assert attempt < attempts - 1, f"status {done.returncode}, without {missing}:\n{said}"

@@ -77,6 +77,7 @@ def test_helm_lint_reports_no_problem(rendering: str) -> None:
         ({"poolFile": {"pools": []}}, "pools"),
         ({"engines": {"other": {}}}, "poolFile.pools has no pool of this name; it has chat"),
         ({"injector": {"certificate": {"from": "provided"}}}, "needs injector.certificate.secretName"),
+        ({"coordinator": {"administrators": {"existingSecret": "a"}}}, "set usage.existingSecret, too"),
         (
             {"injector": {"enabled": False}, "engines": {"chat": {"deployment": {"create": True}}}},
             "needs injector.enabled",
@@ -311,6 +312,22 @@ def test_administrators_get_a_key_of_their_own() -> None:
     made = one(charted({"poolFile": file}), "Secret", f"{RELEASE}-keys")["stringData"]
     assert made.keys() == {"checkout", "search", "batch", "operator"}
     assert len(set(made.values())) == len(made)
+
+
+def test_the_tokens_of_administrators_are_mounted_at_coordinators_only() -> None:
+    values = {
+        "usage": {"existingSecret": "database"},
+        "coordinator": {"administrators": {"existingSecret": "tokens-of-admins"}},
+    }
+    made = charted(values)
+
+    pod = one(made, "Deployment", f"{RELEASE}-coordinator")["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert "--administrator-tokens=/etc/tokenpool/administrators/tokens" in container["args"]
+    mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+    assert mounts["administrators"] == "/etc/tokenpool/administrators"
+    users = [each for each in made if "tokens-of-admins" in str(each)]
+    assert [each["kind"] for each in users] == ["Deployment"]
 
 
 def test_only_the_pods_of_a_pool_reach_its_peer_port() -> None:

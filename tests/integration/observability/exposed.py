@@ -9,10 +9,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 
 from coordinator import telemetry as coordinator_telemetry
-from coordinator.app import Coordinator
 from coordinator.resources import metrics as resource_metrics
-from coordinator.settings import Settings as CoordinatorSettings
-from docs.generate import pool_with_all_metrics
+from docs.generate import coordinator_with_all_metrics, pool_with_all_metrics
 from injector.telemetry import Telemetry as InjectorTelemetry
 from runtime.build import BuildInfo
 from runtime.options import Origin
@@ -36,7 +34,7 @@ def exposed() -> Mapping[str, frozenset[str]]:
     """The labels of every series that a process may expose, by the series' name."""
     with pool_with_all_metrics() as pool:
         sidecar = Sidecar(Settings(config=pool, upstream=Origin("127.0.0.1", 1), store=STORE))
-        coordinator = Coordinator(CoordinatorSettings(config=pool, store=STORE))
+    coordinator = coordinator_with_all_metrics()
     found: dict[str, frozenset[str]] = {}
     process = ProcessCollector(registry=CollectorRegistry())
     with tempfile.TemporaryDirectory() as folder:

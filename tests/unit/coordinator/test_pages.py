@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from coordinator.pool_file import PoolFileInvalid, read, read_apart
+from coordinator.state_page import pieces
 from coordinator.telemetry import OTHER, Telemetry
 from tests.unit.coordinator.test_live import BUSY, POOL, UP, Pool
 from tokenpool.poolfile.reading import parse
@@ -92,3 +94,22 @@ async def test_without_a_child_the_file_is_read_in_this_process(
     file.write_text(MANY)
     assert await read_apart(file) == read(file)
     assert "the work is done in this process" in caplog.text
+
+
+async def test_the_state_page_shows_groups() -> None:
+    groups = "groups: [{name: org, pool: chat, ceiling: {concurrency: 3}, weight: 2}]\n"
+    text = groups + MANY.replace("{name: t7,", "{name: t7, group: org,")
+    pool = Pool(parse(text).file)
+    await pool.tick()
+    for _ in range(4):
+        await pool.say("s0", UP, t7=BUSY)
+        await pool.tick()
+
+    made = pieces({"chat": pool.leader}, 0.0, lambda name, _: name == "t7", config_is_current=True)
+    shown = json.loads("".join(made))["pools"]["chat"]
+
+    assert shown["entitlements"]["t7"]["group"] == "org"
+    org = shown["groups"]["org"]
+    assert (org["ceiling"]["concurrency"], org["weight"], org["parent"]) == (3, 2, None)
+    assert 0 < org["allocation"]["concurrency"] <= 3
+    assert org["demand"]["concurrency"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 
+from sidecar.configuration import load
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine
 from tests.support.harness import POOL, Response, ask, request, sidecar_for, until
@@ -130,6 +132,23 @@ async def test_a_changed_pool_file_changes_the_quota(engine: FakeEngine, tmp_pat
         sidecar.reload()
         await until(lambda: not sidecar.controller.accounts["e"].budgets)
         assert (await ask(sidecar, prompt(999))).status == 200
+
+
+async def test_a_key_may_have_a_quota_of_its_own(engine: FakeEngine, tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"e-key").hexdigest()
+    keys = f"api_keys: [{{sha256: {digest}, id: ci, quotas: [{{tokens: 100, per: hour}}]}}, other-key]"
+    pool = POOL.replace("api_keys: [e-key]", keys)
+    async with sidecar_for(engine.port, tmp_path, pool=pool) as sidecar:
+        answer = await ask(sidecar, prompt(50))
+        assert answer.status == 200
+        assert answer.headers["x-tokenpool-quota"].startswith('"credential/hour";q=100;')
+        refused = await ask(sidecar, prompt(95))
+        body = {"model": "tiny", "prompt": [5] * 95, "max_tokens": 5}
+        assert (await ask(sidecar, request(body=body, key="other-key"))).status == 200
+        sidecar.enforce(load(sidecar.settings))
+        assert is_refused(await ask(sidecar, prompt(95)))
+    assert is_refused(refused)
+    assert "the credential of entitlement 'e' has spent 15" in refused.error()["message"]
 
 
 async def test_sidecars_share_a_quota_through_the_store(engine: FakeEngine, tmp_path: Path) -> None:

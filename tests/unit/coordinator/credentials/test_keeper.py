@@ -58,7 +58,7 @@ class Pair:
 
     async def follow(self, *keepers: Keeper) -> None:
         for keeper in keepers or (self.first, self.second):
-            await keeper._follow("chat", keeper._leaders()["chat"])
+            await keeper.follow("chat")
 
     def states(self) -> dict[str, str]:
         """The state of each credential in the lease store."""

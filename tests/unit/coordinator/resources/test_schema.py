@@ -31,6 +31,10 @@ NOT_IN_RESOURCES = (
         "entitlements[].api_keys[].id": "a key of a resource has the id of its digest",
         "entitlements[].api_keys[].expires": "remove the key from the resource",
         "entitlements[].api_keys[].concurrency": "a resource bounds its entitlement",
+        "entitlements[].api_keys[].quotas": "a resource has the quotas of its entitlement",
+        "entitlements[].api_keys[].quotas[].tokens": "a resource has the quotas of its entitlement",
+        "entitlements[].api_keys[].quotas[].per": "a resource has the quotas of its entitlement",
+        "entitlements[].api_keys[].quotas[].timezone": "a resource has the quotas of its entitlement",
         "anonymous": "a setting of the whole pool file",
         "administrator_keys": "a setting of the whole pool file",
     }

@@ -148,6 +148,20 @@ def test_batches_of_a_process_that_stopped_are_taken_over(folder: Path) -> None:
     assert records_of(other) == [b"written"]
 
 
+def test_records_are_taken_over_once(folder: Path) -> None:
+    spool, requests = opened(folder)
+    spool.append([b"written"])
+    killed(requests)
+
+    other, _ = opened(folder, OTHER)
+    other.adopt()
+    [(batch, _)] = other.take(1)
+    other.adopt()  # the folder did not work for a while
+    assert records_of(other) == []
+    other.remove(batch)
+    assert other.size == 0
+
+
 def test_running_requests_that_find_no_room_wait_for_the_next_process(folder: Path) -> None:
     _, requests = opened(folder)
     requests.take(b"running")

@@ -188,6 +188,17 @@ def test_a_replica_that_has_just_refused_a_probe_is_probed_last() -> None:
     assert free.ask(guaranteed(), LONG_S, 0.1)[0].peer == "a"  # it states room since then
 
 
+def test_only_one_ask_at_a_time_may_end_spot() -> None:
+    made, request = placement(*(peer(name, sequences=0) for name in "abc")), guaranteed()
+    probe, _ = made.ask(request, LONG_S, 0.0)
+    assert made.probe_again(request, LONG_S, 0.0) == []
+    made.ended(probe)
+    (second,) = made.probe_again(request, LONG_S, 0.0)
+    assert made.probe_again(request, LONG_S, 0.0) == []
+    made.ended(second)
+    assert len(made.probe_again(request, LONG_S, 0.0)) == 1
+
+
 def test_the_number_of_probes_is_bounded() -> None:
     made = placement(*(peer(f"p{number}", sequences=0) for number in range(2 * MOST_PROBED)))
     request = guaranteed()

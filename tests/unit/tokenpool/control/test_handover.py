@@ -767,6 +767,20 @@ def test_a_probe_that_fails_is_followed_by_another() -> None:
     assert (again.is_probe, again.peer) == (True, waits.peer)
 
 
+def test_a_guarantee_that_is_tried_here_after_a_refusal_probes_one_replica_at_a_time() -> None:
+    """It looked elsewhere first. Its probe was its only ask, so the try here makes the next asks."""
+    control = with_peers(peers=[FREE[0], *FULL[1:]])
+    control.peers_named([KnownPeer(name, f"{name}:1", 0.0, 0.0) for name in "rst"], 0.0)
+    admitted(control, account())
+    waiting = pending(control, owner())
+    assert waiting.places_until == PLACE_S
+    probe, waits = asked(control)
+    control.peer_refused(waits, 0.001)
+    assert asked(control) == []
+    control.peer_refused(probe, 0.001)
+    assert [ask.standing for ask in asked(control)].count(Standing.ASSURED) == 1
+
+
 def test_the_asks_end_when_all_replicas_have_refused_a_guarantee() -> None:
     control = with_peers()
     admitted(control, account())

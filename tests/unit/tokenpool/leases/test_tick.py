@@ -13,7 +13,7 @@ from tests.support.domain_builders import entitlement
 from tokenpool.accounting.retries import MOST_REMEMBERED, Retries
 from tokenpool.amounts import NO_KV_BOUND, NOTHING, Amount
 from tokenpool.capacity.model import UNLEARNED_TOKENS_PER_SECOND
-from tokenpool.entitlements import KeyRef, KeySource, Pool, PoolFile, Tier
+from tokenpool.entitlements import Group, KeyRef, KeySource, Pool, PoolFile, Tier
 from tokenpool.leases.messages import EntitlementRecord, Limit, PoolSnapshot
 from tokenpool.leases.tick import RETIRE_S, Memory, tick
 from tokenpool.leases.wire import (
@@ -47,6 +47,25 @@ def test_capacity_is_the_sum_over_all_engines() -> None:
     assert made.limits["a"].amount == REPLICA * 3
     assert made.limits["a"].depth == 3000
     assert made.limits["a"].assured_concurrency == 24
+
+
+def test_the_limit_of_a_group_is_its_ceiling_and_keeps_its_debt() -> None:
+    groups = (
+        Group("capped", "pool", ceiling=Amount(math.inf, math.inf, 3)),
+        Group("free", "pool"),
+    )
+    members = {"a": entitlement(group="capped"), "b": entitlement("b", group="free"), "c": entitlement("c")}
+    busy = EntitlementRecord(demand=REPLICA * 3)
+    own = {f"group:{name}": EntitlementRecord(Limit(debt=2.0), in_use=REPLICA) for name in ("capped", "gone")}
+    made = tick(snapshot(2, a=busy, b=busy, c=busy, **own), members, None, groups=groups)
+
+    assert made.limits["group:capped"].concurrency == 3
+    assert min(made.limits["group:free"].amount.values()) == 1e12
+    assert made.limits["group:capped"].debt == pytest.approx(2.0, abs=0.1)
+    assert "group:gone" not in made.limits
+    assert made.limits["a"].concurrency == 3
+    assert (set(made.records), set(made.groups)) == ({"a", "b", "c"}, {"capped", "gone"})
+    assert made.plan.groups["free"].demand == REPLICA * 3
 
 
 def test_an_engine_without_a_kv_bound_counts_in_the_other_dimensions() -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.support.domain_builders import entitlement
 from tokenpool.accounting.report import Report
-from tokenpool.amounts import Amount
-from tokenpool.entitlements import Entitlement, Slo, Tier
+from tokenpool.amounts import UNBOUNDED, Amount
+from tokenpool.entitlements import Entitlement, Group, Slo, Tier
 from tokenpool.planning.debt import moved, weight_factor
 from tokenpool.planning.planner import PlanInput, PlannerSettings, plan, slo_factor
 from tokenpool.planning.profiles import PROFILE_S, Profile
@@ -293,3 +293,74 @@ def test_a_tie_does_not_change_the_dimension_of_service() -> None:
     tokens, sequences = Amount(500, 0, 7.5), Amount(500, 0, 8.5)
     assert follow(tokens).place == 2
     assert follow(Amount(500, 0, 4), *([sequences] * 40)).place == 0
+
+
+# --- groups ---
+GROUPS = [Group("x", "pool"), Group("y", "pool")]
+IN_GROUPS = [entitlement("a", group="x"), entitlement("b", group="x"), entitlement("c", group="y")]
+
+
+def in_groups(debts: Mapping[str, float], group_debts: Mapping[str, float], **service: float) -> PlanInput:
+    """A plan of three entitlements in two groups that want all, with these parts of capacity as service."""
+    reports = {name: Report(CAPACITY * 3, CAPACITY * part) for name, part in service.items()}
+    old = {name: Profile(CAPACITY, age_s=1000) for name in reports}
+    return PlanInput(
+        CAPACITY, IN_GROUPS, reports, debts, 1.0, profiles=old, groups=GROUPS, group_debts=group_debts
+    )
+
+
+def test_debt_compares_siblings() -> None:
+    made = plan(in_groups({}, {}, a=0.35, b=0.35, c=0.3))
+    # The group has too much; its members have equal parts of that.
+    assert made.groups["x"].debt == pytest.approx(-0.4)
+    assert made.groups["y"].debt == pytest.approx(0.4)
+    assert [made.entitlements[name].debt for name in "abc"] == pytest.approx([0, 0, 0])
+    made = plan(in_groups({}, {}, a=0.4, b=0.1, c=0.5))
+    assert [made.groups[name].debt for name in "xy"] == pytest.approx([0, 0])
+    assert [made.entitlements[name].debt for name in "abc"] == pytest.approx([-0.6, 0.6, 0])
+
+
+def test_a_group_with_debt_is_served_first() -> None:
+    made = plan(in_groups({}, {"y": 2.0}, a=0.25, b=0.25, c=0.5))
+    assert made.groups["y"].allocation.kv_tokens > 1.5 * made.groups["x"].allocation.kv_tokens
+    assert made.groups["y"].fair_share == pytest.approx(made.groups["x"].fair_share)
+    assert made.groups["x"].demand == CAPACITY * 6
+
+
+def test_a_group_at_its_ceiling_has_no_debt_but_its_members_have() -> None:
+    given = in_groups({}, {"x": 1.0}, a=0.2, b=0.05, c=0.5)
+    capped = [Group("x", "pool", ceiling=CAPACITY * 0.25), GROUPS[1]]
+    made = plan(replace(given, groups=capped))
+    assert 0 < made.groups["x"].debt < 1.0
+    assert [made.entitlements[name].debt for name in "ab"] == pytest.approx([-0.6, 0.6])
+    assert made.bounded == {"x"}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["x", "y", None]), st.floats(0, 3), st.floats(-4, 4)), max_size=8),
+    st.randoms(use_true_random=False),
+    st.booleans(),
+)
+def test_a_plan_with_groups_is_a_function_of_its_input_in_any_order(
+    drawn: list[tuple[str | None, float, float]], shuffler: random.Random, is_capped: bool
+) -> None:
+    made = [entitlement(f"e{n}", group=group) for n, (group, _, _) in enumerate(drawn)]
+    reports = {
+        f"e{n}": Report(CAPACITY * demand, CAPACITY * demand * 0.2, Amount(0, 0, 1))
+        for n, (_, demand, _) in enumerate(drawn)
+    }
+    debts = {f"e{n}": debt for n, (_, _, debt) in enumerate(drawn)}
+    groups = [
+        Group("x", "pool", "y", weight=2.0),
+        Group("y", "pool", ceiling=CAPACITY * 0.5 if is_capped else UNBOUNDED),
+    ]
+    given = PlanInput(CAPACITY, made, reports, debts, 0.25, groups=groups, group_debts={"y": 1.0})
+    first = plan(given)
+    shuffler.shuffle(made)
+    assert plan(replace(given, entitlements=made, groups=groups[::-1])) == first
+    for each in made:
+        omitted = replace(
+            given, entitlements=[e for e in made if e is not each or reports[e.name].demand != Amount()]
+        )
+        if len(omitted.entitlements) < len(made):
+            assert plan(omitted).part(each).limit == first.entitlements[each.name].limit

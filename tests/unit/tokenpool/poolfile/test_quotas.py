@@ -31,6 +31,19 @@ def test_several_quotas_become_records() -> None:
     assert parsed.file.entitlements[0].quotas == ()
 
 
+def test_keys_and_groups_have_quotas() -> None:
+    key = "{file: /etc/keys/rest, quotas: [{tokens: 1k, per: hour}]}"
+    text = GOOD.replace("{file: /etc/keys/rest}", key)
+    text += "groups:\n  - {name: org, pool: chat, quotas: [{tokens: 1M, per: week}]}\n"
+
+    file = parse(text).file
+
+    assert file.entitlements[1].api_keys[0].quotas == (Quota(1000, Window.HOUR),)
+    assert file.groups[0].quotas == (Quota(1e6, Window.WEEK),)
+    assert decode_file(encode_file(file)[1]).entitlements[1].api_keys[0].quotas == (Quota(1000, Window.HOUR),)
+    assert "quota      1e+06 tokens per week in UTC" in explain(parse(text))
+
+
 @pytest.mark.parametrize(("text", "tokens"), [("1.5k", 1500), ("2 G", 2e9), ("'7'", 7), ("0.5", 0.5)])
 def test_numbers_of_tokens(text: str, tokens: float) -> None:
     [quota] = parse(with_quotas(f"[{{tokens: {text}, per: hour}}]")).file.entitlements[1].quotas
