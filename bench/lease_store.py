@@ -17,7 +17,7 @@ from bench.load import wrk
 from bench.machine import LOAD_CORE, PROXY_CORE
 from bench.upstream import unary_upstream
 from tokenpool.amounts import Amount
-from tokenpool.entitlements import Entitlement, Tier
+from tokenpool.entitlements import Entitlement, Group, Tier
 from tokenpool.leases.messages import LeaseRequest, Message, PoolSnapshot
 from tokenpool.leases.tick import NO_MEMORY, tick
 from tokenpool.leases.wire import SidecarReport, encode_report
@@ -31,6 +31,8 @@ ACTIVE = 0.2
 """The share of all entitlements with requests at a given sidecar."""
 SIZES = ((250, 100), (1000, 10), (1000, 100), (1000, 200), (2000, 100), (4000, 100))
 """Entitlements and sidecars."""
+GROUPS = 100
+"""Groups in the tick with groups."""
 RATE = 500
 """Requests per second to the measured sidecar."""
 REPLICA = Amount(5000, 200_000, 64)
@@ -69,7 +71,13 @@ def ticks(folder: Path, rounds: int) -> dict[tuple[int, int], TickCost]:
     return costs
 
 
-async def _tick(url: str, count: int, sidecars: int, rounds: int) -> TickCost:
+def grouped_tick(folder: Path, rounds: int) -> TickCost:
+    """One tick of 1,000 entitlements in ``GROUPS`` groups, with 100 sidecars. Returns medians."""
+    with RedisProcess(folder, core=PROXY_CORE) as server:
+        return uvloop.run(_tick(server.url, 1000, 100, rounds * 3, GROUPS))
+
+
+async def _tick(url: str, count: int, sidecars: int, rounds: int, groups: int = 0) -> TickCost:
     client = redis.asyncio.Redis.from_url(url)
     store = RedisStore(client, "bench", LIFETIME_S)
     entitlements = [
@@ -79,9 +87,11 @@ async def _tick(url: str, count: int, sidecars: int, rounds: int) -> TickCost:
             (Tier.GUARANTEED, Tier.ELASTIC, Tier.SPOT)[n % 3],
             weight=1.0 + n % 4,
             guarantee=Amount(50, 2000, 1) if n % 3 == 0 else Amount(),
+            group=f"group-{n % groups:03}" if groups else None,
         )
         for n in range(count)
     ]
+    folders = [Group(f"group-{n:03}", "bench", weight=1.0 + n % 2) for n in range(groups)]
     report = encode_report(SidecarReport(REPLICA, REPLICA, True))
     await store.read()  # the store opens
     await client.hset("tokenpool:{bench}:meta", "opens_at", "0")
@@ -113,7 +123,7 @@ async def _tick(url: str, count: int, sidecars: int, rounds: int) -> TickCost:
         began = time.perf_counter()
         snapshot = await store.read()
         read = time.perf_counter()
-        made = tick(snapshot, known, before, memory=memory)
+        made = tick(snapshot, known, before, memory=memory, groups=folders)
         before, memory = snapshot, made.memory
         planned = time.perf_counter()
         assert await store.publish(made.limits, made.plan.idle, 1)

@@ -68,7 +68,16 @@ def _predict(
         raise CommandFailed(f"simulate: {error}") from error
     replicas = arguments.replicas or pool.min_replicas
     return predict(
-        Question(pool, file.entitlements, records, replicas, model, arguments.states_bound, arguments.seed)
+        Question(
+            pool,
+            file.entitlements,
+            records,
+            replicas,
+            model,
+            states_bound=arguments.states_bound,
+            seed=arguments.seed,
+            groups=file.groups,
+        )
     )
 
 

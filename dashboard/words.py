@@ -71,6 +71,8 @@ def not_enforced(decisions: Mapping[str, int]) -> str:
 _OTHERS = {
     "preempted": "preempted: a guaranteed request needed the room, and spot requests end first",
     "draining": "the replica is shutting down",
+    "insufficient_quota": "a quota is spent until its window ends",
+    "quota_in_use": "running requests hold the rest of a quota",
     "jwt_unverified": "JWTs could not be verified: their issuer's keys are unknown, or too many are invalid",
     "too_many_connections": "too many connections are open at the sidecar",
     "sidecar_full": "requests and unread responses have used the entitlement's share of the sidecar's memory",

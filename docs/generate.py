@@ -49,7 +49,6 @@ from sidecar.dialects.openai import OPENAI
 from sidecar.dialects.reported_usage import NoUsage
 from sidecar.dialects.responses import RESPONSES
 from sidecar.dialects.routes import ROUTES, Route, find
-from sidecar.jwt.service import metrics_of as jwt_metrics
 from sidecar.proxy import bounds
 from sidecar.proxy.tls import TlsServer
 from sidecar.telemetry import TPOT, TTFT
@@ -227,13 +226,19 @@ def _of_metrics(metrics: Iterable[Metric]) -> Iterator[Exposed]:
         yield Exposed(name, metric.type, tuple(getattr(metric, "_labelnames", ())), metric.documentation)
 
 
+ISSUERS = """
+issuers:
+  - {name: corp, issuer: "https://a.example", audience: x, entitlements: [{claim: tenant}]}
+"""
+
+
 @contextlib.contextmanager
 def pool_with_all_metrics() -> Iterator[Path]:
     """The pool file of the trial, with every feature that has metrics."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pool.yaml"
         path.write_text(
-            POOL.read_text().replace("- name: chat\n", "- name: chat\n    usage_records: true\n", 1)
+            POOL.read_text().replace("- name: chat\n", "- name: chat\n    usage_records: true\n", 1) + ISSUERS
         )
         yield path
 
@@ -265,7 +270,6 @@ def sidecar_metrics() -> list[Exposed]:
     found = [*_of_families((*sidecar_telemetry.FAMILIES, *bounds.FAMILIES))]
     for source in made.admin.sources:
         found += _of_metrics(source.metrics())
-    found += _of_metrics(jwt_metrics(None, []))
     found += _of_metrics(TlsServer(made.manager, certificate, made.settings).metrics())
     return [*found, *_of_metrics(BuildInfo().collect())]
 

@@ -551,6 +551,16 @@ PARTS = Group(
             "credentials-stale",
         ),
         Alert(
+            "TokenpoolJwksStale",
+            Severity.WARNING,
+            "tokenpool_jwks_age_seconds > 1800",
+            "1m",
+            "{{ $labels.instance }} cannot read the keys of issuer {{ $labels.issuer }}",
+            "The keys of issuer {{ $labels.issuer }} have not been read for half an hour. The last ones stay"
+            " in force for a day. JWTs with a new key are refused.",
+            "jwks-stale",
+        ),
+        Alert(
             "TokenpoolConfigRefused",
             Severity.WARNING,
             "tokenpool_config_refused == 1",

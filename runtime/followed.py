@@ -27,7 +27,7 @@ class FollowedFiles:
         paths: Sequence[Path],
         put_in_force: Callable[[], Awaitable[Sequence[Path]]],
     ) -> None:
-        """``name`` is the name in messages and in the metric: ``store`` or ``engine``.
+        """``name`` is the name in messages and in the metric: ``store``, ``engine`` or ``administrators``.
 
         ``put_in_force`` reads the files, uses them, and returns the files to watch from then on. If they
         cannot be used, it changes nothing and raises ``OSError`` or ``ValueError``.
@@ -79,7 +79,8 @@ class Credentials:
         """Whether the content of the files is in force, for Prometheus."""
         current = GaugeMetricFamily(
             "tokenpool_credentials_current",
-            "Whether the credentials of the lease store or the engine on disk are those in force.",
+            "Whether the credentials of the lease store, the engine or the administrators on disk are those"
+            " in force.",
             labels=("of",),
         )
         for each in self.files:

@@ -74,6 +74,8 @@ class Judge:
         for each in (request.account, *request.account.groups):
             limited = each.entitlement.name
             self._running[limited] += 1
+            if each.is_group and self._on_fallback:
+                continue  # with shares of its ceiling, a group may exceed it by one sequence per sidecar
             figures.most_running[limited] = max(figures.most_running[limited], self._running[limited])
         if sidecar.uses_fallback:
             self._on_fallback[sidecar.name] = (now, sidecar)

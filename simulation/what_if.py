@@ -18,7 +18,7 @@ from loadgen.engine.model import Costs, Model, blocks_for
 from simulation.figures import Figures
 from simulation.setup import Recorded, Setup, Tenant
 from simulation.world import simulate
-from tokenpool.entitlements import Entitlement, Pool
+from tokenpool.entitlements import Entitlement, Group, Pool
 from tokenpool.outcomes import Reason
 
 LEAD_S = 3.0
@@ -46,6 +46,8 @@ class Question:
     states_bound: bool = False
     """Whether requests state their recorded output as their bound; otherwise they state none."""
     seed: int = 1
+    groups: Sequence[Group] = ()
+    """All groups of the pool file."""
 
 
 @dataclass(slots=True)
@@ -139,6 +141,7 @@ def _setup(question: Question, kept: Sequence[Recorded], named: Mapping[str, Ent
         model=question.model,
         replica=pool.replica,
         pricing=pool.pricing,
+        groups=[each for each in question.groups if each.pool == pool.name],
     )
 
 

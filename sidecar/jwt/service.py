@@ -131,7 +131,7 @@ class JwtService:
     def metrics(self) -> Iterator[Metric]:
         """Accepted and refused JWTs, and the age of the keys, for Prometheus. None without issuers."""
         if self._verifier is not None:
-            yield from metrics_of(self._verifier, self.sources)
+            yield from _metrics_of(self._verifier, self.sources)
 
 
 def _groups_above(file: PoolFile, pool: str) -> dict[str, frozenset[str]]:
@@ -163,8 +163,7 @@ def _place(issuer: Issuer) -> Issuer:
     )
 
 
-def metrics_of(verifier: JwtVerifier | None, sources: Sequence[KeySource]) -> Iterator[Metric]:
-    """The metrics of a verifier and its sources. Without them, the families alone."""
+def _metrics_of(verifier: JwtVerifier, sources: Sequence[KeySource]) -> Iterator[Metric]:
     verified = CounterMetricFamily(
         "tokenpool_jwt_verified",
         "JWTs whose signature and claims were checked and accepted. A known JWT is not checked again.",
@@ -178,22 +177,22 @@ def metrics_of(verifier: JwtVerifier | None, sources: Sequence[KeySource]) -> It
     known = GaugeMetricFamily("tokenpool_jwt_known", "Accepted JWTs that are remembered.")
     age = GaugeMetricFamily(
         "tokenpool_jwks_age_seconds",
-        "Time since the keys of an issuer were read; without any, since the start.",
+        "Time since the keys of an issuer were read from its URL; without any, since the start.",
         labels=("issuer",),
     )
     keys = GaugeMetricFamily("tokenpool_jwks_keys", "Keys of an issuer in force.", labels=("issuer",))
     reads = CounterMetricFamily(
         "tokenpool_jwks_reads", "Reads of an issuer's keys.", labels=("issuer", "result")
     )
-    if verifier is not None:
-        known.add_metric((), len(verifier))
-        for name, count in verifier.verified.items():
-            verified.add_metric((name,), count)
-        for (name, problem), count in verifier.refused.items():
-            refused.add_metric((name or "none", problem.value), count)
+    known.add_metric((), len(verifier))
+    for name, count in verifier.verified.items():
+        verified.add_metric((name,), count)
+    for (name, problem), count in verifier.refused.items():
+        refused.add_metric((name or "none", problem.value), count)
     for source in sources:
         name = source.issuer.name
-        age.add_metric((name,), source.age_s)
+        if source.issuer.jwks_file is None:
+            age.add_metric((name,), source.age_s)
         keys.add_metric((name,), len(source.keys))
         for result, count in source.reads.items():
             reads.add_metric((name, result), count)

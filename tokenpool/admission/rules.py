@@ -94,7 +94,7 @@ def admit(
     decision about this request counted its offer. ``place`` is another replica that keeps room for it, so the
     room here does not count.
     """
-    refusal = _never_fits(account, cost, room)
+    refusal = account_never_fits(account, cost, room)
     if refusal is not None:
         return refusal
     if not is_counted:
@@ -127,7 +127,7 @@ def _over_group(group: Account, cost: Cost, now: float) -> Shed | None:
     return _over_gauge(group, cost, Dimension.KV_TOKENS if is_cache else Dimension.CONCURRENCY)
 
 
-def _never_fits(account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
+def account_never_fits(account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
     """The refusal of a cost that never fits, by the ceiling of the entitlement or of a group."""
     refusal = never_fits(account.entitlement.ceiling, cost, room)
     for group in account.groups:
@@ -175,17 +175,18 @@ def over_limit(account: Account, cost: Cost, now: float) -> Shed | None:
 
 
 def over_pool_limit(account: Account, cost: Cost) -> Shed | None:
-    """The refusal of a request beyond its entitlement's pool-wide limit, as last known here; else ``None``.
+    """The refusal of a request beyond a pool-wide limit, as last known here; ``None`` if it is within all.
 
     A request within that limit would get a lease soon.
     """
-    limit = account.pool_limit
-    if account.level <= 0:
-        return _over_throughput(account, cost)
-    if account.kv_in_use + account.kv_elsewhere + cost.kv_tokens > limit.kv_tokens:
-        return _over_gauge(account, cost, Dimension.KV_TOKENS)
-    if account.concurrency_in_use + account.concurrency_elsewhere + cost.sequences > limit.concurrency:
-        return _over_gauge(account, cost, Dimension.CONCURRENCY)
+    for each in (account, *account.groups):
+        limit = each.pool_limit
+        if each.level <= 0:
+            return _over_throughput(each, cost)
+        if each.kv_in_use + each.kv_elsewhere + cost.kv_tokens > limit.kv_tokens:
+            return _over_gauge(each, cost, Dimension.KV_TOKENS)
+        if each.concurrency_in_use + each.concurrency_elsewhere + cost.sequences > limit.concurrency:
+            return _over_gauge(each, cost, Dimension.CONCURRENCY)
     return None
 
 
@@ -199,7 +200,7 @@ def refused_with_any_lease(
     is_counted: bool = False,
 ) -> Shed | None:
     """The refusal of a request that no lease would admit here; ``None`` if a larger lease might help."""
-    refusal = _never_fits(account, cost, room)
+    refusal = account_never_fits(account, cost, room)
     if refusal is not None:
         return refusal
     # Before the first answer of the lease store, the assured part is not known.

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.bucket import TokenBucket
+from tokenpool.accounting.group_accounts import has_room
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.shadow import Shadow, refused
 from tokenpool.accounting.ticket import Place, Ticket
@@ -26,9 +27,10 @@ from tokenpool.admission.queue import AdmissionQueue
 from tokenpool.admission.rules import (
     EngineQueue,
     Shed,
+    account_never_fits,
     admit,
+    count_offer,
     engine_full,
-    never_fits,
     over_limit,
     over_pool_limit,
     over_quota,
@@ -294,10 +296,10 @@ class AdmissionControl:
 
     def _verdict(self, account: Account, shadow: Shadow, cost: Cost, now: float) -> Verdict:
         """What enforcement would do with a request. Its demand counts, as that of a request that is shed."""
-        never = never_fits(account.entitlement.ceiling, cost, self.room)
+        never = account_never_fits(account, cost, self.room)
         if never is not None:
             return Verdict(Decision.SHED, never.reason)
-        account.meter.offer(cost)
+        count_offer(account, cost)
         shed = self._limited(account, cost, now)
         if shed is None and not self._has_room_elsewhere(cost, now):
             shed = engine_full(self.ledger, account, cost, self.room)
@@ -597,6 +599,8 @@ class AdmissionControl:
         """
         missing = account.missing(cost)
         if self.queue.needs_engine or not account.is_below_ceiling(cost) or not self._has_room_here(cost):
+            return False
+        if not all(has_room(group, cost) for group in account.groups):
             return False
         if account.bucket.level <= 0 and (
             account.entitlement.ceiling.tokens_per_second < math.inf

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from tokenpool.amounts import NOTHING, Amount
+from tokenpool.amounts import Amount
 from tokenpool.entitlements import Entitlement, Group, chain, from_the_bottom
 from tokenpool.planning.claims import FairShare, GroupClaim
-from tokenpool.planning.vectors import Vector
+from tokenpool.planning.vectors import DIMENSIONS, Vector
 
 
 class GroupTree:
@@ -18,7 +18,7 @@ class GroupTree:
     def __init__(self, groups: Sequence[Group]) -> None:
         self.groups = groups
         by_name = {group.name: group for group in groups}
-        self.upwards = from_the_bottom(groups)
+        self.upwards = from_the_bottom(sorted(groups, key=lambda group: group.name))
         """The groups, each before its parent."""
         self.names = by_name.keys()
         self._above = {group.name: chain(group.name, by_name) for group in groups}
@@ -43,18 +43,19 @@ class GroupTree:
 
     def sums(self, amounts: Iterable[tuple[str | None, Vector]]) -> dict[str, Amount]:
         """By group: the sum of its members' amounts, each given with the name of a group."""
-        rows: dict[str, list[Vector]] = {group.name: [] for group in self.groups}
-        for name, amount in amounts:
-            if name in rows:
-                rows[name].append(amount)
-        # Each sum is rounded once: it is the same in any order.
+        sums = {group.name: [0.0, 0.0, 0.0] for group in self.groups}
+        for name, (a, b, c) in amounts:
+            if name in sums:
+                sum_ = sums[name]
+                sum_[0] += a
+                sum_[1] += b
+                sum_[2] += c
         for group in self.upwards:
-            if group.parent in rows:
-                rows[group.parent] += rows[group.name]
-        return {
-            name: Amount(*map(math.fsum, zip(*some, strict=True))) if some else NOTHING
-            for name, some in rows.items()
-        }
+            if group.parent in sums:
+                sum_, own = sums[group.parent], sums[group.name]
+                for k in DIMENSIONS:
+                    sum_[k] += own[k]
+        return {name: Amount(a, b, c) for name, (a, b, c) in sums.items()}
 
 
 class Standing(NamedTuple):

@@ -204,8 +204,9 @@ def _group_plans(
     standing: Mapping[str, Standing],
     debts: Mapping[str, float],
 ) -> dict[str, GroupPlan]:
-    allocations = tree.sums((claim.group, plans[claim.name].allocation.values()) for claim in claims)
-    demands = tree.sums((claim.group, claim.demand.values()) for claim in claims)
+    ordered = sorted(claims, key=lambda claim: claim.name)  # sums of floats depend on the order
+    allocations = tree.sums((claim.group, plans[claim.name].allocation.values()) for claim in ordered)
+    demands = tree.sums((claim.group, claim.demand.values()) for claim in ordered)
     return {
         name: GroupPlan(allocation, demands[name], standing[name].fair_share, debts[name])
         for name, allocation in allocations.items()

@@ -35,8 +35,11 @@ class Tree:
 
     def place(self, names: Sequence[str | None]) -> None:
         """Place the claims, by the names of their groups. Called once."""
+        nodes: dict[str | None, GroupNode] = {}
         for index, name in enumerate(names):
-            node = self._node(name)
+            node = nodes.get(name)
+            if node is None:
+                node = nodes[name] = self._node(name)
             node.claims.append(index)
             self._parents.append(node)
         for node in self._nodes.values():

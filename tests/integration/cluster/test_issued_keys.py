@@ -88,8 +88,9 @@ async def test_keys_survive_an_empty_redis_and_restarts(tmp_path: Path) -> None:
     cluster = keys.cluster
     async with cluster.running(), redis.asyncio.Redis(port=cluster.redis.port) as store:
         kept, revoked = [await keys.ask(0, "POST", entitlement=name) for name in "gc"]
-        await keys.ask(1, "DELETE", f"/{revoked['id']}")
         await keys.until(kept["key"], 200)
+        await keys.until(revoked["key"], 200)  # otherwise a key that is not known yet would seem revoked
+        await keys.ask(1, "DELETE", f"/{revoked['id']}")
         await keys.until(revoked["key"], 401)
 
         await store.flushall()

@@ -10,8 +10,8 @@ from experiments.what_if import Result, Sizes, run, table, trace
 
 TRACES = Path(__file__).parents[2] / "support" / "traces"
 SIZES = Sizes(seconds=20.0, rate=3.0)
-MOST_ERROR = 0.2
-"""Twice that of the whole form: 200 sheds, and a machine that may be busy."""
+MOST_ERROR = 0.25
+"""More than in the whole form: about 100 sheds. It was 0.13 on a machine with a load of 17 on two cores."""
 
 
 def test_the_trace_keeps_its_order_and_its_ratios() -> None:
@@ -34,5 +34,5 @@ def test_the_error_is_relative_to_the_live_run() -> None:
 def test_the_simulation_predicts_the_sheds_of_a_live_replay(tmp_path: Path) -> None:
     result = run(TRACES, SIZES, 1, tmp_path)
 
-    assert sum(result.live.values()) > 100
+    assert sum(result.live.values()) > 50
     assert result.error <= MOST_ERROR, result

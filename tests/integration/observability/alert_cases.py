@@ -439,6 +439,12 @@ CASES = (
         {**AT_S1, "of": "store"},
         (gauge("tokenpool_credentials_current", 1, 0, of="store"),),
     ),
+    Case(
+        "TokenpoolJwksStale",
+        WARNING,
+        {**AT_S1, "issuer": "corp"},
+        (gauge("tokenpool_jwks_age_seconds", 250, 2000, issuer="corp"),),
+    ),
     Case("TokenpoolConfigRefused", WARNING, AT_S1, (gauge("tokenpool_config_refused", 0, 1),)),
     Case("TokenpoolConfigDiffers", WARNING, AT_S1, (gauge("tokenpool_config_differs", 0, 1),)),
     Case(
@@ -728,6 +734,7 @@ ONE_OF_FIVE = (
     gauge("tokenpool_config_differs", 0, 1),
     gauge("tokenpool_certificate_current", 1, 0),
     gauge("tokenpool_credentials_current", 1, 0, of="engine"),
+    gauge("tokenpool_jwks_age_seconds", 250, 2000, issuer="corp"),
     gauge("tokenpool_loop_delay_max_seconds", 0.01, 2),
     counter("tokenpool_handovers", 0, 60, result="failed"),
     counter("tokenpool_peer_connections_rejected", 0, 60),
@@ -736,7 +743,7 @@ ONE_OF_FIVE = (
     of_pool(HINTS[1], 5, 4),
 )
 """Every fault that one sidecar of five can have."""
-ONE_OF_FIVE_WARNS = 16
+ONE_OF_FIVE_WARNS = 17
 """The alerts that say so."""
 ONE_OF_FIVE_GONE = (
     up(1, 0),

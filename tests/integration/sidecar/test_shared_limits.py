@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -94,3 +95,22 @@ async def test_an_entitlement_that_is_removed_does_not_end_the_exchange_with_the
         answered_at = sync.answered_at or 0.0
         await until(lambda: (sync.answered_at or 0.0) > answered_at + LIFETIME_S)
         assert leases.mode is Mode.JOINED
+
+
+async def test_a_group_with_a_ceiling_has_a_lease_of_its_own(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.answer = held = Held()
+    async with sharing(engine.port, tmp_path, queue_timeout_elastic=5.0) as (sidecar, store):
+        text = sidecar.settings.config.read_text().replace("name: e,", "name: e, group: org,")
+        groups = "groups: [{name: org, pool: chat, ceiling: {concurrency: 2}}]\n"
+        sidecar.settings.config.write_text(text + groups)
+        sidecar.enforce(load(sidecar.settings))
+        asked = [asyncio.ensure_future(ask(sidecar, request(key="e-key"))) for _ in range(5)]
+        await until(lambda: len(engine.received) == 2)
+        await asyncio.sleep(4 * sidecar.settings.tick)
+        record = (await store.read()).records["group:org"]
+        assert len(engine.received) == 2  # the engine has eight slots, and the limit of e is 64
+        assert (record.in_use.concurrency, record.held.concurrency) == (2, 2)
+        shown = json.loads("".join(sidecar.admin.state_pieces([])))["groups"]["org"]
+        assert (shown["ceiling"]["concurrency"], shown["in_use"]["concurrency"]) == (2, 2)
+        held.go.set()
+        assert [(await each).status for each in asked] == [200] * 5

@@ -123,6 +123,25 @@ def test_in_overload_the_tiers_decide(pool: Path, tmp_path: Path, capsys: pytest
     assert sum(found["cheap"]["reasons"].values()) == found["cheap"]["refused"]  # type: ignore[attr-defined]
 
 
+def test_a_group_shares_a_ceiling(pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each alone fits into the pool, and both together do not fit into their group."""
+    groups = "groups:\n- {name: team, pool: chat, ceiling: {concurrency: 1}}\n"
+    members = POOL.replace("tier: elastic}", "tier: elastic, group: team}").replace(
+        "tier: spot}", "tier: elastic, group: team}"
+    )
+    pool.write_text(members + groups)
+    lines = [f"{name},{at * 0.5},40,10" for name in ("beta", "cheap") for at in range(20)]
+
+    found = predicted(capsys, str(pool), "--records", records(tmp_path, *lines), "--replicas", "4")
+
+    assert found["beta"]["refused"] + found["cheap"]["refused"] > 5  # type: ignore[operator]
+    assert "concurrency" in found["beta"]["reasons"]  # type: ignore[operator]
+
+    pool.write_text(members.replace(", group: team", ""))
+    found = predicted(capsys, str(pool), "--records", records(tmp_path, *lines), "--replicas", "4")
+    assert found["beta"]["refused"] == found["cheap"]["refused"] == 0
+
+
 def test_enough_replicas_refuse_nothing(
     pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import math
 
-import msgspec
 import pytest
 
 from sidecar.issued_keys import IssuedKeys
@@ -57,7 +56,7 @@ class Case:
 
     def found(self, key: str) -> tuple[str, str, float, int] | None:
         found = self.keys.find(key.encode())
-        return None if found is None else msgspec.structs.astuple(found)[:4]
+        return None if found is None else (found.entitlement, found.id, found.ends_at, found.concurrency)
 
 
 def record(name: str, **fields: object) -> CredentialRecord:

@@ -308,3 +308,25 @@ async def test_errors_are_json_in_the_openai_dialect(engine: FakeEngine, tmp_pat
             "code": "unknown_url",
         }
     }
+
+
+IN_ONE_GROUP = (
+    POOL.replace("name: e,", "name: e, group: org,").replace("name: s,", "name: s, group: org,")
+    + "groups: [{name: org, pool: chat, ceiling: {concurrency: 2}}]\n"
+)
+
+
+async def test_members_of_a_group_are_refused_at_its_ceiling(engine: FakeEngine, tmp_path: Path) -> None:
+    keeper = HeldEngine(engine)
+    async with sidecar_for(engine.port, tmp_path, pool=IN_ONE_GROUP) as sidecar:
+        running = [asyncio.ensure_future(ask(sidecar, request(key=key))) for key in ("e-key", "s-key")]
+        await until(lambda: len(engine.received) == 2)
+        shed = await ask(sidecar, request(key="s-key"))
+        other = asyncio.ensure_future(ask(sidecar, request(key="g-key")))
+        await until(lambda: len(engine.received) == 3)
+        keeper.open.set()
+        assert [r.status for r in await asyncio.gather(*running, other)] == [200] * 3
+        assert is_whole(sidecar)
+
+    assert (shed.status, shed.headers["x-tokenpool-reason"]) == (429, "concurrency")
+    assert "limit of group 'org' 2, in use 2, cost 1" in shed.error()["message"]

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from coordinator.credentials.database import DatabaseFailed, SqlCredentials, StoredCredential
-from coordinator.credentials.keeper import RESTORE_AFTER_S, ChangeRefused, Keeper
+from coordinator.credentials.keeper import OWN_S, RESTORE_AFTER_S, ChangeRefused, Keeper
 from coordinator.usage.database import database as database_of
 from tests.fakes.memory_store import MemoryStore
 from tokenpool.credentials import Change, CredentialRecord, CredentialState
@@ -58,7 +58,7 @@ class Pair:
 
     async def follow(self, *keepers: Keeper) -> None:
         for keeper in keepers or (self.first, self.second):
-            await keeper._follow("chat", keeper._leaders()["chat"])
+            await keeper.follow("chat")
 
     def states(self) -> dict[str, str]:
         """The state of each credential in the lease store."""
@@ -201,15 +201,27 @@ async def test_a_revocation_that_only_one_database_has_wins(pair: Pair) -> None:
     await pair.second.revoke("k", "you")
     pair.lose_everything()
 
-    await pair.follow()
+    await pair.follow(pair.first)
     assert pair.states() == {"k": "active"}  # restored by the leader
-    pair.clock.now += RESTORE_AFTER_S
-    await pair.follow()
+    await pair.follow(pair.second)  # at its next look: it has made the change itself
 
     assert pair.states() == {"k": "revoked"}
     await pair.follow()
     assert (await pair.first.get("k")).record.revoked_at == NOW
     assert pair.first.problems() == pair.second.problems() == []
+
+
+async def test_a_record_that_only_a_follower_has_is_restored_after_a_while(pair: Pair) -> None:
+    await pair.second.issue(record("k"))
+    pair.clock.now += OWN_S
+    pair.lose_everything()
+
+    await pair.follow()
+    assert pair.states() == {}
+    pair.clock.now += RESTORE_AFTER_S
+    await pair.follow()
+
+    assert pair.states() == {"k": "active"}
 
 
 async def test_a_lease_store_that_lost_its_last_writes_gets_them_again(pair: Pair) -> None:

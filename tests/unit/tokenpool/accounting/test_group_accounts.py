@@ -145,3 +145,25 @@ def test_a_spot_member_of_a_full_group_is_refused() -> None:
     ledger = Ledger()
     assert isinstance(decide(ledger, accounts["a"]), Ticket)
     assert isinstance(decide(ledger, spot), Shed)
+
+
+def test_a_tenant_in_shadow_mode_takes_no_more_of_a_group_than_enforcement_would_give_it() -> None:
+    groups = [Group("g", "pool", ceiling=sequences(2))]
+    accounts = {name: account(name=name, group="g", enforce=name == "a") for name in "ab"}
+    found = group_accounts(groups, {}, 0.0)
+    place(accounts.values(), groups, found)
+    use_ceilings(found.values(), 0.0)
+    control = AdmissionControl(0.0, AdmissionQueue(QueueSettings(0.0, 0.0, 0.0)))
+    control.engine_changed(ROOM, 0.0)
+    shadow = accounts["b"].shadow
+    assert shadow is not None
+    run = [control.offer_shadow(accounts["b"], shadow, ASK, cost(), 0.0) for _ in range(3)]
+    assert [ticket.verdict is not None and ticket.verdict.decision.is_surplus for ticket in run] == [
+        False,
+        False,
+        True,
+    ]
+    assert found["group:g"].concurrency_in_use == 2
+    for ticket in run:
+        control.ledger.settle(ticket, SPENT, Ending.FINISHED, 1.0)
+    assert found["group:g"].concurrency_in_use == 0

@@ -346,7 +346,7 @@ def test_a_plan_with_groups_is_a_function_of_its_input_in_any_order(
 ) -> None:
     made = [entitlement(f"e{n}", group=group) for n, (group, _, _) in enumerate(drawn)]
     reports = {
-        f"e{n}": Report(CAPACITY * demand, CAPACITY * 0.2, Amount(0, 0, 1))
+        f"e{n}": Report(CAPACITY * demand, CAPACITY * demand * 0.2, Amount(0, 0, 1))
         for n, (_, demand, _) in enumerate(drawn)
     }
     debts = {f"e{n}": debt for n, (_, _, debt) in enumerate(drawn)}

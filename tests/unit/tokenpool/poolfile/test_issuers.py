@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tokenpool.entitlements import ClaimRule, Issuer
@@ -226,3 +229,14 @@ def test_a_group_claim_needs_groups() -> None:
     parsed = parse(BASE + text + "groups: [{name: acme, pool: chat}]\n")
     assert parsed.file.issuers[0].group == ("org", "id")
     assert "claim org.id must name the group of the entitlement" in explain(parsed)
+
+
+def test_the_examples_of_the_documentation_are_valid() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "identity.md").read_text()
+    examples = re.findall(r"^```yaml\n(issuers:.*?)^```", page, re.MULTILINE | re.DOTALL)
+    names = ("checkout", "batch", "shop")
+    base = "pools: [{name: chat, models: [m]}]\nentitlements:\n" + "".join(
+        f"  - {{name: {name}, pool: chat, tier: spot}}\n" for name in names
+    )
+
+    assert [parse(base + example).file.issuers[0].name for example in examples] == ["corp", "cluster"]
