@@ -288,12 +288,9 @@ def _run_beside_each_other(
 
 def _cache(job: Job, out: Path) -> list[str]:
     """Options of pytest with which it keeps the names of failed tests. Removes those of an earlier run."""
-    shutil.rmtree(out / f".failed.{job.name}", ignore_errors=True)
-    return (
-        ["-p", "cacheprovider", "-o", f"cache_dir={out.resolve() / f'.failed.{job.name}'}"]
-        if job.tries_again
-        else []
-    )
+    folder = out.resolve() / f".failed.{job.name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    return ["-o", f"cache_dir={folder}"] if job.tries_again else []
 
 
 def _to_try_again(first: Ended, out: Path) -> list[str]:

@@ -52,8 +52,8 @@ local function counts_of(row) return math.max(row.portion, row.used) end
 
 -- A record and one holder's row; nil for each that is missing.
 local function load(id, holder)
-  local packed = redis.call('HMGET', id, 'record', 'row:' .. holder)
-  return packed[1] and cmsgpack.unpack(packed[1]) or nil, packed[2] and cmsgpack.unpack(packed[2]) or nil
+  local record, row = unpack(redis.call('HMGET', id, 'record', 'row:' .. holder))
+  return record and cmsgpack.unpack(record) or nil, row and cmsgpack.unpack(row) or nil
 end
 
 local function save(id, record, holder, row)

@@ -14,10 +14,11 @@ local batches = {}
 local function take(entries)
   for _, entry in ipairs(entries or {}) do
     -- Some versions name entries that were removed meanwhile, without their fields.
-    if entry and entry[2] then
+    local id, named = unpack(entry or {})
+    if named then
       local fields = {}
-      for place = 1, #entry[2], 2 do fields[entry[2][place]] = entry[2][place + 1] end
-      batches[#batches + 1] = {entry[1], fields.spool or '', tonumber(fields.number) or 0, fields.records or ''}
+      for place = 1, #named, 2 do fields[named[place]] = named[place + 1] end
+      batches[#batches + 1] = {id, fields.spool or '', tonumber(fields.number) or 0, fields.records or ''}
     end
   end
 end
@@ -29,10 +30,12 @@ if claimed.err then -- there is no group yet
   redis.call('XGROUP', 'CREATE', STREAM, GROUP, '0')
   claimed = claim()
 end
-take(claimed[2])
+local _, claimed_entries = unpack(claimed)
+take(claimed_entries)
 if #batches < message.most then
   local read = redis.call('XREADGROUP', 'GROUP', GROUP, message.consumer, 'COUNT', message.most - #batches,
     'STREAMS', STREAM, '>')
-  take(read and read[1] and read[1][2])
+  local _, entries = unpack(read and unpack(read) or {})
+  take(entries)
 end
 return {message.store, batches, redis.call('XLEN', STREAM)}
