@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import socket
 import urllib.error
@@ -9,11 +10,13 @@ import urllib.request
 
 _RANGE = range(10_000, 32_000)
 """Linux takes the ports of outgoing connections from 32768 on. One of those could be taken at any time."""
+_untried = itertools.cycle(random.sample(_RANGE, len(_RANGE)))
+"""An order of this process. So it is given no port twice before all others."""
 
 
 def free_port() -> int:
     """A TCP port of loopback that nothing uses now, and that the system gives to no connection."""
-    for port in random.sample(_RANGE, 1000):
+    for port in itertools.islice(_untried, len(_RANGE)):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
