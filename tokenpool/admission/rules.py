@@ -160,6 +160,10 @@ def over_quota(quota: Exhausted) -> Shed:
 
 def over_limit(account: Account, cost: Cost, now: float) -> Shed | None:
     """The refusal of a request beyond the amount that the account may use here; ``None`` if it is within."""
+    for group in account.groups:
+        refusal = _over_group(group, cost, now)
+        if refusal is not None:
+            return refusal  # a full group also lowers the limits of its members, so it is the cause
     limit = account.limit
     if account.bucket.refill(now) <= 0:
         return _over_throughput(account, cost) if account.level <= 0 else _not_in_time(account, cost)
@@ -167,10 +171,6 @@ def over_limit(account: Account, cost: Cost, now: float) -> Shed | None:
         return _over_gauge(account, cost, Dimension.KV_TOKENS)
     if account.concurrency_in_use + cost.sequences > limit.concurrency:
         return _over_gauge(account, cost, Dimension.CONCURRENCY)
-    for group in account.groups:
-        refusal = _over_group(group, cost, now)
-        if refusal is not None:
-            return refusal
     return None
 
 

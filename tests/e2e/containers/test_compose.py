@@ -17,8 +17,9 @@ from loadgen import records
 from loadgen.records import Attempt, Outcome
 from tests.e2e.containers.stack import IMAGE, PARTS, PROJECT, READY_S, Stack, until
 
-LARGEST_ADDED_MB = 100
-"""The most megabytes that this project's image adds to the base image."""
+LARGEST_ADDED_MB = 115
+"""The most megabytes that this project's image adds to the base image. It adds 107 MB with all extras: the
+drivers of PostgreSQL and the library for JWTs are 20 of them."""
 LARGEST_RESIDENT_MB = 70
 """A sidecar has 64 MB in this image, which is built without optimizations. `make bench` has the goal."""
 LOAD_S = 24

@@ -154,14 +154,21 @@ class Terminal:
         """Wait until the terminal has got this text, and forget everything up to it."""
         async with asyncio.timeout(30):
             while text not in self.shown:
-                with contextlib.suppress(BlockingIOError, OSError):
-                    self.shown += os.read(self._screen, 65536).decode()
+                self._read()
                 await asyncio.sleep(0.02)
         self.shown = self.shown.partition(text)[2]
 
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError, OSError):
+            self.shown += os.read(self._screen, 65536).decode()
+
     async def end(self, number: signal.Signals) -> int:
         self._process.send_signal(number)
-        return await asyncio.to_thread(self._process.wait, 10)
+        async with asyncio.timeout(30):
+            while self._process.poll() is None:  # a terminal that is not read stops the process
+                self._read()
+                await asyncio.sleep(0.02)
+        return self._process.returncode
 
     def close(self) -> None:
         self._process.kill()

@@ -103,7 +103,7 @@ async def test_the_page_loads_nothing_from_elsewhere_and_writes_no_markup() -> N
     async with serving() as served, served.session.get(served.base) as response:
         text = await response.text()
     links = re.findall(r"""(?:src|href)=["']([^"']+)""", text)
-    assert all(link.startswith("data:") or link == "http://www.w3.org/2000/svg" for link in links)
+    assert all(link.startswith("data:") or link in ("http://www.w3.org/2000/svg", "usage") for link in links)
     for way in (
         "innerHTML",
         "outerHTML",

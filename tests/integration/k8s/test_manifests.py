@@ -6,7 +6,7 @@ import argparse
 import functools
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -86,12 +86,19 @@ def every_container(overlay: str) -> Iterator[tuple[Json, Json]]:
             yield pod, container
 
 
+PROVIDED: Mapping[str, dict[str, set[str]]] = {
+    "chart/full": {"tokenpool-usage-store": {"url"}, "tokenpool-administrators": {"tokens"}}
+}
+"""Secrets that the values of a rendering name, and that users provide."""
+
+
 @functools.cache
 def secrets(overlay: str = "base") -> dict[str, set[str]]:
     """The Secrets of a rendering with their keys, and the example's, which users provide in production."""
     example = yaml.safe_load_all((K8S / "components/try-out/secrets.yaml").read_text())
     made = [*example, *of_kind(objects(overlay), "Secret")]
-    return {each["metadata"]["name"]: {*each.get("stringData", {}), *each.get("data", {})} for each in made}
+    found = {each["metadata"]["name"]: {*each.get("stringData", {}), *each.get("data", {})} for each in made}
+    return found | PROVIDED.get(overlay, {})
 
 
 def selected(found: list[Json], selector: Json) -> list[Json]:
