@@ -143,7 +143,8 @@ class Terminal:
 
     def __init__(self, *arguments: str) -> None:
         self._screen, inner = pty.openpty()
-        command = [sys.executable, "-m", "cli", "top", *arguments]
+        # Without job control, a shell starts processes in the background with SIGINT ignored.
+        command = ["env", "--default-signal=INT", sys.executable, "-m", "cli", "top", *arguments]
         environment = {**os.environ, "COLUMNS": "200", "LINES": "50"}
         self._process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment)
         os.close(inner)

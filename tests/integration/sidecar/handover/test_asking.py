@@ -167,11 +167,16 @@ async def test_a_request_that_is_sent_with_its_ask_and_refused_runs_once(
         await until_known(here)
         other = Full(there, second)
         await other.fill()
-        # The statement of its room from before arrives late.
         (peer,) = known(here)
-        here.control.peers_named([peer._replace(sequences=1.0)], here.telemetry.clock())
+
+        def is_refused() -> bool:
+            """A statement of its room from before arrives late, after each newer one."""
+            here.control.peers_named([peer._replace(sequences=1.0)], here.telemetry.clock())
+            return results(here).get("refused", 0) >= 1
+
+        assert not is_refused()
         waiting = [filled.send() for _ in range(3)]
-        await until(lambda: results(here).get("refused", 0) >= 1)
+        await until(is_refused)
         assert not any(each.done() for each in waiting)
         await other.free()
         assert [(await each).status for each in waiting] == [200] * 3
