@@ -7,24 +7,19 @@ made, so a change that arrives twice is one row.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from coordinator.usage.database import Connection, Database
-from coordinator.usage.statements import Statements
-from coordinator.usage.worker import Busy, Worker
+from coordinator.usage.database import Database
+from coordinator.usage.statements import Statements, places
+from coordinator.usage.transactions import Failures, Transactions
 from tokenpool.credentials import CredentialRecord
 from tokenpool.leases.credential_feed import CHECK_MODULUS
 
-_T = TypeVar("_T")
 ANSWER_S = 10.0
 """The longest wait for the result of a call, in seconds."""
-CLOSE_S = 5.0
-"""The longest wait for the end of a call at a close, in seconds."""
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS credentials (id TEXT PRIMARY KEY, pool TEXT NOT NULL,"
     " entitlement TEXT NOT NULL, digest TEXT NOT NULL, version BIGINT NOT NULL, content TEXT NOT NULL)",
@@ -107,8 +102,10 @@ class SqlCredentials:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self._worker = Worker()
-        self._connection: Connection | None = None
+        self._transactions = Transactions(
+            database, self._prepare, ANSWER_S, Failures(DatabaseFailed, DatabaseFailed)
+        )
+        self._run = self._transactions.run
 
     async def write(self, stored: Sequence[StoredCredential]) -> None:
         """See ``CredentialStore``."""
@@ -157,51 +154,11 @@ class SqlCredentials:
 
     async def close(self) -> None:
         """See ``CredentialStore``."""
-        await self._worker.stop(self._disconnect, CLOSE_S)
+        await self._transactions.close()
 
-    # --- the thread ---
-
-    async def _run(self, call: Callable[[Statements], _T]) -> _T:
-        name = self.database.name
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                return await self._worker.run(lambda: self._call(call))
-        except TimeoutError as error:
-            raise DatabaseFailed(f"{name}: no answer within {ANSWER_S:g} s") from error
-        except Busy as error:
-            raise DatabaseFailed(f"{name}: an earlier call has no answer yet") from error
-
-    def _call(self, call: Callable[[Statements], _T]) -> _T:
-        """Run one call in the thread, as one transaction."""
-        try:
-            statements = self._connected()
-            statements.run("BEGIN")
-            result = call(statements)
-            statements.run("COMMIT")
-        except self.database.failures as error:
-            self._disconnect()
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DatabaseFailed(f"{self.database.name}: {said}") from error
-        except BaseException:
-            self._disconnect()
-            raise
-        return result
-
-    def _connected(self) -> Statements:
-        connection = self._connection
-        if connection is None:
-            connection = self._connection = self.database.connect()
-            statements = Statements(connection, self.database.placeholder)
-            for each in (*self.database.begin_migration, *_SCHEMA, "COMMIT"):
-                statements.run(each)
-        return Statements(connection, self.database.placeholder)
-
-    def _disconnect(self) -> None:
-        """Close the connection. An open transaction is rolled back."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(*self.database.failures):
-                connection.close()
+    def _prepare(self, statements: Statements) -> None:
+        for each in (*self.database.begin_migration, *_SCHEMA, "COMMIT"):
+            statements.run(each)
 
 
 def _write(statements: Statements, stored: Sequence[StoredCredential]) -> None:
@@ -214,7 +171,7 @@ def _write(statements: Statements, stored: Sequence[StoredCredential]) -> None:
         for pool, version, r in ordered
     ]
     statements.run(
-        f"INSERT INTO credentials (id, pool, entitlement, digest, version, content) VALUES {_places(rows)}"
+        f"INSERT INTO credentials (id, pool, entitlement, digest, version, content) VALUES {places(rows)}"
         " ON CONFLICT (id) DO UPDATE SET version = excluded.version, content = excluded.content"
         " WHERE excluded.version > credentials.version AND excluded.pool = credentials.pool",
         [value for row in rows for value in row],
@@ -224,15 +181,10 @@ def _write(statements: Statements, stored: Sequence[StoredCredential]) -> None:
         for pool, version, r in ordered
     ]
     statements.run(
-        f"INSERT INTO credential_changes ({', '.join(ChangeRow._fields)}) VALUES {_places(rows)}"
+        f"INSERT INTO credential_changes ({', '.join(ChangeRow._fields)}) VALUES {places(rows)}"
         " ON CONFLICT (version, credential) DO NOTHING",
         [value for row in rows for value in row],
     )
-
-
-def _places(rows: Sequence[Sequence[Any]]) -> str:
-    one = f"({', '.join('?' * len(rows[0]))})"
-    return ", ".join([one] * len(rows))
 
 
 def _stored(row: Sequence[Any]) -> StoredCredential:

@@ -1,23 +1,17 @@
-"""The usage store in a SQL database.
-
-One thread has the connection and runs the calls in turn, because the drivers block. A call that fails closes
-the connection, and the next call opens another one.
-"""
+"""The usage store in a SQL database."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, fields
 from datetime import date, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from coordinator.usage.database import Connection, Database
+from coordinator.usage.database import Database
 from coordinator.usage.migrations.migrate import migrate
-from coordinator.usage.statements import Statements
+from coordinator.usage.statements import Statements, places
 from coordinator.usage.store import (
     PERIOD_S,
     RECORDS_AT_ONCE,
@@ -29,13 +23,11 @@ from coordinator.usage.store import (
     UsageStoreDown,
     UsageSum,
 )
-from coordinator.usage.worker import Busy, Worker
+from coordinator.usage.transactions import Failures, Transactions
 from tokenpool.usage.record import UsageRecord
 
 ANSWER_S = 90.0
 """The longest wait for the result of a call, in seconds: longer than a statement may take."""
-CLOSE_S = 5.0
-"""The longest wait for the end of a call at a close, in seconds."""
 ROWS = 500
 """The most records in one transaction: 9,000 values, of which SQLite accepts 32,766."""
 FORGOTTEN_AT_ONCE = 5000
@@ -47,7 +39,6 @@ _RECORD = tuple(_NAMES.get(each.name, each.name) for each in fields(UsageRecord)
 _STORED_AT = "stored_at"
 _KEY = ("period", "pool", "entitlement", "group_name", "credential_id", "model")
 _SUMS = tuple(each.name for each in fields(UsageSum) if each.name != "key")
-_T = TypeVar("_T")
 
 
 class SqlUsageStore:
@@ -56,8 +47,13 @@ class SqlUsageStore:
     def __init__(self, database: Database, wall_clock: Callable[[], float] = time.time) -> None:
         self.database = database
         self._wall_clock = wall_clock
-        self._worker = Worker()
-        self._connection: Connection | None = None
+        self._transactions = Transactions(
+            database,
+            lambda statements: migrate(statements, database.begin_migration),
+            ANSWER_S,
+            Failures(UsageStoreDown, UsageRefused),
+        )
+        self._run = self._transactions.run
 
     # --- calls ---
 
@@ -144,52 +140,7 @@ class SqlUsageStore:
 
     async def close(self) -> None:
         """See ``UsageStore``."""
-        await self._worker.stop(self._disconnect, CLOSE_S)
-
-    # --- the thread ---
-
-    async def _run(self, call: Callable[[Statements], _T]) -> _T:
-        name = self.database.name
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                return await self._worker.run(lambda: self._call(call))
-        except TimeoutError as error:
-            raise UsageStoreDown(f"{name}: no answer within {ANSWER_S:g} s") from error
-        except Busy as error:
-            raise UsageStoreDown(f"{name}: an earlier call has no answer yet") from error
-
-    def _call(self, call: Callable[[Statements], _T]) -> _T:
-        """Run one call in the thread, as one transaction."""
-        database = self.database
-        try:
-            statements = self._connected()
-            statements.run("BEGIN")
-            result = call(statements)
-            statements.run("COMMIT")
-            return result
-        except database.data_failures as error:
-            self._disconnect()
-            raise UsageRefused(f"{database.name}: {_first_line(error)}") from error
-        except database.failures as error:
-            self._disconnect()
-            raise UsageStoreDown(f"{database.name}: {_first_line(error)}") from error
-        except BaseException:
-            self._disconnect()
-            raise
-
-    def _connected(self) -> Statements:
-        connection = self._connection
-        if connection is None:
-            connection = self._connection = self.database.connect()
-            migrate(Statements(connection, self.database.placeholder), self.database.begin_migration)
-        return Statements(connection, self.database.placeholder)
-
-    def _disconnect(self) -> None:
-        """Close the connection. An open transaction is rolled back."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(*self.database.failures):
-                connection.close()
+        await self._transactions.close()
 
 
 def days(since: float, until: float, timezone: str) -> list[tuple[str, float, float]]:
@@ -218,11 +169,6 @@ def _midnight(day: date, zone: ZoneInfo) -> float:
     return datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()
 
 
-def _first_line(error: BaseException) -> str:
-    """The first line of a driver's message. The further ones have statements and values."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _periods(since: float, until: float) -> tuple[int, int]:
     """The whole periods that a span of time touches, as seconds: the first, and the end of the last."""
     return int(since // PERIOD_S) * PERIOD_S, -int(-until // PERIOD_S) * PERIOD_S
@@ -231,7 +177,7 @@ def _periods(since: float, until: float) -> tuple[int, int]:
 def _add(statements: Statements, records: Sequence[UsageRecord], now: float) -> int:
     rows = [(*_row(record), now) for record in records]
     stored = statements.run(
-        f"INSERT INTO usage_records ({', '.join(_RECORD)}, {_STORED_AT}) VALUES {_places(rows)}"
+        f"INSERT INTO usage_records ({', '.join(_RECORD)}, {_STORED_AT}) VALUES {places(rows)}"
         " ON CONFLICT (id) DO NOTHING RETURNING id",
         [value for row in rows for value in row],
     )
@@ -245,7 +191,7 @@ def _add(statements: Statements, records: Sequence[UsageRecord], now: float) -> 
         lines = [(*key, *values) for key, values in sorted(sums.items())]
         changes = ", ".join(f"{name} = usage_sums.{name} + excluded.{name}" for name in _SUMS)
         statements.run(
-            f"INSERT INTO usage_sums ({', '.join((*_KEY, *_SUMS))}) VALUES {_places(lines)}"
+            f"INSERT INTO usage_sums ({', '.join((*_KEY, *_SUMS))}) VALUES {places(lines)}"
             f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET {changes}",
             [value for line in lines for value in line],
         )
@@ -274,11 +220,6 @@ def _row(record: UsageRecord) -> tuple[Any, ...]:
 def _text(text: str) -> str:
     """A text without the characters that PostgreSQL does not store. A caller chooses the model's name."""
     return text.replace("\0", "").encode("utf-8", "replace").decode()
-
-
-def _places(rows: Sequence[Sequence[Any]]) -> str:
-    one = f"({', '.join('?' * len(rows[0]))})"
-    return ", ".join([one] * len(rows))
 
 
 def _aggregate(

@@ -35,3 +35,9 @@ class Statements:
 
     def _written(self, statement: str) -> str:
         return statement.replace("?", self._placeholder)
+
+
+def places(rows: Sequence[Sequence[Any]]) -> str:
+    """The places for the values of rows of equal length, one row or more, as they stand after ``VALUES``."""
+    one = f"({', '.join('?' * len(rows[0]))})"
+    return ", ".join([one] * len(rows))
