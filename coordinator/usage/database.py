@@ -6,12 +6,14 @@ Both are used through DB-API 2.0, with the same SQL. Only this module knows thei
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
+_RETRY_S = 0.01
 CONNECT_S = 5
 """The longest wait for a connection, and for the lock of a SQLite file, in seconds."""
 STATEMENT_S = 60
@@ -106,7 +108,7 @@ def _sqlite(path: Path) -> Database:
         connection = sqlite3.connect(path, timeout=CONNECT_S, isolation_level=None, check_same_thread=False)
         # Readers do not wait for the writer. A stored record survives the loss of power: the sidecar has
         # removed its own copy.
-        connection.execute("PRAGMA journal_mode=WAL")
+        _use_write_ahead_log(connection)
         connection.execute("PRAGMA synchronous=FULL")
         return connection
 
@@ -119,6 +121,20 @@ def _sqlite(path: Path) -> Database:
         "?",
         is_shared=False,
     )
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Change the mode of the file. SQLite does not wait by itself if another coordinator does the same."""
+    deadline = time.monotonic() + CONNECT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_RETRY_S)
+        else:
+            return
 
 
 def _postgres(url: str) -> Database:
