@@ -37,6 +37,8 @@ Such members grow only in dimensions that their guarantees do not name, so no sh
 still be a function of the group's share."""
 
 
+_NOTHING: Vector = (0.0, 0.0, 0.0)
+
 _Segment = tuple[float, float, float, float, float, float]
 """A part of a schedule, to the share of the next segment: the share and the level at its beginning, the use
 of each dimension per unit of share, and the rise of the level per unit of share."""
@@ -163,7 +165,7 @@ class TreeFilling:
         for node in nodes:
             for k in DIMENSIONS if node.is_bounded else ():
                 if node.used[k] >= node.room[k] * (1 - EPSILON):
-                    self._stop_growth(node, node, k)
+                    self._stop_growth(node, k)
         while any(self.parts[index] < self._most[index] for index in claims) and not self._raise(top):
             pass
 
@@ -185,16 +187,34 @@ class TreeFilling:
                 c += z if z > w else w
         node.used = [a, b, c]
 
-    def _stop_growth(self, node: GroupNode, full: GroupNode, k: int) -> None:
-        """Stop all claims below ``node`` that need dimension ``k`` at what they have of it."""
+    def _stop_growth(self, node: GroupNode, k: int) -> bool:
+        """Stop all claims below ``node`` that need dimension ``k`` at what they have of it.
+
+        Returns whether there was one.
+        """
         demands, held, parts, most = self._demands, self._held, self.parts, self._most
+        is_stopped = False
         for each in node.below():
             for index in each.claims:
                 demand = demands[index][k]
                 if demand > held[index][k]:
                     stop = max(parts[index], held[index][k] / demand)
                     if stop < most[index]:
-                        most[index], self.bounds[index] = stop, full
+                        most[index], self.bounds[index] = stop, node
+                        is_stopped = True
+        return is_stopped
+
+    def _become_full(self, node: GroupNode, k: int) -> None:
+        """A node has used its room in dimension ``k``: stop at least one claim, so that each filling ends.
+
+        By rounding errors it may be that no claim needs the dimension. Then all below the node stop.
+        """
+        if self._stop_growth(node, k):
+            return
+        for each in node.below():
+            for index in each.claims:
+                if self.parts[index] < self._most[index]:
+                    self._most[index], self.bounds[index] = self.parts[index], node
 
     def _halt(self, node: GroupNode, share: float) -> None:
         """Bring a node with a schedule up to date at this share, with all below it."""
@@ -281,7 +301,7 @@ class TreeFilling:
                     top.level += step
                     top.used = [x + a * step, y + b * step, z + c * step]
                     self._halt_all(top, growing)
-                    self._stop_growth(top, top, dimension)
+                    self._become_full(top, dimension)
                     return True
             top.used = [x + a * step, y + b * step, z + c * step]
             top.level = end
@@ -306,7 +326,7 @@ class TreeFilling:
         node, dimension = child.fills_up
         above.drop(child)
         self._halt(child, child.full_at)
-        self._stop_growth(node, node, dimension)
+        self._become_full(node, dimension)
         self._begin(child)
         above.add_child(child)
         if child.members is not None:
@@ -330,7 +350,8 @@ class TreeFilling:
                 continue
             weight = weights[index]
             per_level = weight / dominants[index]
-            if held_shares[index]:
+            if self._held[index] != _NOTHING:
+                # Its share may still be 0: a dimension without capacity has no part in a share.
                 members.add_claim_with_guarantee(
                     demands[index], self._held[index], held_shares[index], weight, per_level, most / per_level
                 )

@@ -81,7 +81,16 @@ def used(division: Division, some: Sequence[Claim]) -> Amount:
     return Amount(*(math.fsum(row[k] for row in rows) for k in range(3)))
 
 
+# A guarantee only in a dimension that has no live capacity: its share is 0.
+ONLY_TOKENS = Amount(150.0, 0.0, 0.0)
+WITHOUT_TOKENS: Tree = (
+    [claim("a", Tier.GUARANTEED, guarantee=ONLY_TOKENS, demand=Amount(1600.0, 0.0, 14.0), group="g0")],
+    [group("g0", guarantee=Amount(230.0, 4700.0, 8.0), ceiling=Amount(230.0, 4700.0, 8.0))],
+)
+
+
 @given(trees(), capacities)
+@example(WITHOUT_TOKENS, Amount(0.0, 0.0, 13.0))
 def test_neither_capacity_nor_a_ceiling_of_a_group_is_exceeded(tree: Tree, capacity: Amount) -> None:
     made, groups = tree
     division = Division(capacity, made, groups)
