@@ -201,6 +201,10 @@ class Judge:
         """A fault lasts until then."""
         self._fault_until = max(self._fault_until, at)
 
+    def message_failed(self, sidecar: Sidecar) -> None:
+        """A request that waits there may run within a fallback share, also after the next answer."""
+        self._on_fallback[sidecar.name] = (self._clock.now, sidecar)
+
     def sidecar_lost(self, sidecar: Sidecar) -> None:
         """A sidecar is gone with all its requests."""
         self._count_queue(sidecar)

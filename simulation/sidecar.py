@@ -74,6 +74,9 @@ class Environment(Protocol):
     def request_handed_over(self) -> None:
         """Another replica begins with a request."""
 
+    def message_failed(self, sidecar: Sidecar) -> None:
+        """The lease store has not answered in time. Requests that wait may run within fallback shares."""
+
     def request_displaced(self, request: Request) -> None:
         """Another replica has refused an admitted request. It is decided again."""
 
@@ -472,6 +475,7 @@ class Sidecar:
 
     def _missed(self, message: Message) -> None:
         if self._is_awaited(message):
+            self._world.message_failed(self)
             self.driver.failed(message)
 
     def _is_awaited(self, message: Message) -> bool:

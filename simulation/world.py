@@ -108,6 +108,10 @@ class World:
         """See ``Environment``."""
         self._figures.handovers += self.clock.now >= self.setup.warm_up_s
 
+    def message_failed(self, sidecar: Sidecar) -> None:
+        """See ``Environment``."""
+        self._judge.message_failed(sidecar)
+
     def request_displaced(self, request: Request) -> None:
         """See ``Environment``."""
         self._figures.sends_refused += self.clock.now >= self.setup.warm_up_s
