@@ -17,6 +17,8 @@ from loadgen.records import RunUnreadable
 from loadgen.scenario import Scenario, faster, lasting
 from runtime.build import add_version
 
+FAILED = 1
+"""A goal was missed, or a regression found."""
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
@@ -59,10 +61,24 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--label", default="", help="the run's name in comparisons (default: --out's name)")
     run.add_argument("--allow-faults", action="store_true", help="run the commands of the scenario's faults")
     run.add_argument("--skip-faults", action="store_true", help="run the scenario without its faults")
+    run.add_argument(
+        "--fail-on",
+        action="append",
+        default=[],
+        metavar="GOAL",
+        help="exit with 1 if this goal is missed, such as 'guaranteed.ttft.p99<=300ms'; repeat for several",
+    )
     _add_changes(run)
     compare = commands.add_parser("compare", help="compare runs; those with one label form a group")
     compare.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     compare.add_argument("--out", type=Path, help="an HTML file to write")
+    compare.add_argument(
+        "--fail-if",
+        action="append",
+        default=[],
+        metavar="REGRESSION",
+        help="exit with 1 if a label is worse than the first, such as 'ttft.p99>+10%%'; repeat for several",
+    )
     check = commands.add_parser("check", help="validate a scenario and explain it")
     check.add_argument("scenario", type=Path)
     _add_changes(check)
@@ -108,13 +124,15 @@ def _run(arguments: argparse.Namespace) -> int:
     # Imported here: `check` and `compare` need neither an event loop nor a client.
     import uvloop  # noqa: PLC0415
 
-    from loadgen import report  # noqa: PLC0415
-    from loadgen.records import REPORT, SUMMARY, load, save  # noqa: PLC0415
+    from loadgen import goals, report  # noqa: PLC0415
+    from loadgen.records import GOALS, REPORT, SUMMARY, TenantMeta, load, save  # noqa: PLC0415
     from loadgen.run import Order, perform  # noqa: PLC0415
     from loadgen.summary import summarise  # noqa: PLC0415
 
     scenario = _scenario(arguments)
     _check_order(scenario, arguments)
+    asked = [goals.parse(text) for text in arguments.fail_on]
+    goals.check(asked, [TenantMeta(tenant.name, tenant.tier, tenant.slo) for tenant in scenario.tenants])
     arguments.out.mkdir(parents=True, exist_ok=True)
     order = Order(
         scenario,
@@ -129,10 +147,15 @@ def _run(arguments: argparse.Namespace) -> int:
     run = load(arguments.out)
     summary = summarise(run)
     save(arguments.out / SUMMARY, summary)
-    (arguments.out / REPORT).write_text(report.html(run, summary), encoding="utf-8")
-    print(report.text(meta, summary))
+    judged = goals.judge(asked, summary, meta.tenants)
+    if judged:
+        save(arguments.out / GOALS, judged)
+    (arguments.out / REPORT).write_text(report.html(run, summary, judged), encoding="utf-8")
+    print(report.text(meta, summary, judged))
     print(f"The report is {arguments.out / REPORT}")
-    return INTERRUPTED if meta.is_interrupted else 0
+    if meta.is_interrupted:
+        return INTERRUPTED
+    return FAILED if any(not result.is_met for result in judged) else 0
 
 
 def _check_order(scenario: Scenario, arguments: argparse.Namespace) -> None:
@@ -154,17 +177,21 @@ def _check_order(scenario: Scenario, arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from loadgen import compare  # noqa: PLC0415
+    from loadgen import compare, regressions  # noqa: PLC0415
     from loadgen.records import load  # noqa: PLC0415
     from loadgen.summary import summarise  # noqa: PLC0415
 
+    asked = [regressions.parse(text) for text in arguments.fail_if]
     runs = [load(folder) for folder in arguments.folders]
     groups = compare.groups(runs, [summarise(run) for run in runs])
-    print(compare.text(groups))
+    if asked and len(groups) < 2:
+        raise ScenarioError("--fail-if compares labels, and all runs have the same; give runs of two labels")
+    judged = compare.judge(asked, groups)
+    print(compare.text(groups, judged))
     if arguments.out is not None:
-        arguments.out.write_text(compare.html(groups), encoding="utf-8")
+        arguments.out.write_text(compare.html(groups, judged), encoding="utf-8")
         print(f"The page is {arguments.out}")
-    return 0
+    return FAILED if any(result.is_failed for result in judged) else 0
 
 
 if __name__ == "__main__":

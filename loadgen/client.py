@@ -103,7 +103,8 @@ def _whole(attempt: Attempt, content: bytes) -> None:
 def _count(attempt: Attempt, usage: sse.Usage | None) -> None:
     if usage is not None:
         attempt.prompt_tokens = usage.prompt_tokens
-        attempt.tokens = usage.completion_tokens or 0
+        if usage.completion_tokens is not None:
+            attempt.tokens, attempt.is_counted = usage.completion_tokens, True
 
 
 class _Stream:
@@ -167,7 +168,7 @@ class _Stream:
         """Record the observations in the attempt."""
         attempt, gaps = self._attempt, self._gaps
         if self._events:
-            attempt.tokens = self._events
+            attempt.tokens, attempt.last_s = self._events, self._last_s
         _count(attempt, self._usage)
         if gaps:
             attempt.gap_mean_s = sum(gaps) / len(gaps)

@@ -34,6 +34,7 @@ from loadgen.scenario import (
     Retries,
     Route,
     Scenario,
+    Slo,
     Tenant,
     Traced,
     Uniform,
@@ -47,8 +48,8 @@ _SCENARIO = (
     "drain_s", "spread", "tenants", "phases", "faults",
 )  # fmt: skip
 _TENANT = (
-    "name", "key", "arrivals", "input", "output", "prefix", "retries", "priority", "tier", "starts_s",
-    "ends_s",
+    "name", "key", "arrivals", "input", "output", "prefix", "retries", "priority", "tier", "slo",
+    "starts_s", "ends_s",
 )  # fmt: skip
 
 
@@ -152,6 +153,7 @@ def _tenant(item: Field, environment: Mapping[str, str], folder: Path) -> Tenant
         retries=given(fields, "retries", _retries, Retries()),
         priority=given(fields, "priority", lambda f: f.whole("(a priority)", least=-(1 << 31)), None),
         tier=given(fields, "tier", Field.text, ""),
+        slo=given(fields, "slo", _slo, None),
         starts_s=starts,
         ends_s=given(fields, "ends_s", lambda f: f.number("seconds", least=starts, above=True), None),
     )
@@ -186,6 +188,18 @@ def _retries(field: Field) -> Retries:
         most=given(fields, "most", lambda f: f.whole("retries"), 0),
         honour_retry_after=given(fields, "honour_retry_after", Field.truth, True),
         wait_s=given(fields, "wait_s", lambda f: f.number("seconds"), 0.5),
+    )
+
+
+_GOALS = ("ttft_ms", "tpot_ms", "e2e_ms")
+
+
+def _slo(field: Field) -> Slo:
+    fields = field.fields(_GOALS)
+    if not fields:
+        field.fail("has no goal", f"write at least one of {', '.join(_GOALS)}, such as {{ttft_ms: 300}}")
+    return Slo(
+        *(given(fields, goal, lambda f: f.number("milliseconds", above=True), None) for goal in _GOALS)
     )
 
 

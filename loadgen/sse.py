@@ -31,7 +31,8 @@ class Usage(msgspec.Struct):
     """The engine's counts."""
 
     prompt_tokens: int = 0
-    completion_tokens: int | None = 0
+    completion_tokens: int | None = None
+    """``None`` if the engine does not report it."""
 
 
 class Failure(msgspec.Struct):
