@@ -11,7 +11,9 @@ import math
 import msgspec
 
 from loadgen.arrivals import Request, stream
-from loadgen.scenario import PromptForm, Route, Scenario, Tenant
+from loadgen.endpoints.dialect import Ask, Piece
+from loadgen.endpoints.table import DIALECTS
+from loadgen.scenario import PromptForm, Scenario, Tenant
 
 FIRST_ID = 10
 """The lowest token id of 256, all below 400. Lower ids are special in most vocabularies."""
@@ -33,39 +35,52 @@ def text(size: int, *names: str, seed: int) -> str:
     return "".join([_WORDS[byte] for byte in chosen])[:size]
 
 
+def form(scenario: Scenario, tenant: Tenant) -> PromptForm:
+    """The form of a tenant's prompts: texts if its endpoint does not accept token ids."""
+    return scenario.prompt if DIALECTS[tenant.endpoint].accepts_ids else PromptForm.TEXT
+
+
 def body(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = "") -> bytes:
     """The body of a request."""
-    fields = {
-        "model": scenario.model,
-        "max_tokens": request.output_tokens,
-        "ignore_eos": True,  # so that the scenario sets the length of the response, not the model
-        "temperature": 0,
-        "stream": scenario.stream,
-    }
-    if scenario.stream:
-        fields["stream_options"] = {"include_usage": True}
-    if tenant.priority is not None:
-        fields["priority"] = tenant.priority
-    return _encode({**fields, **_prompt(scenario, tenant, request, seed, worker)})
+    dialect = DIALECTS[tenant.endpoint]
+    ask = Ask(
+        _pieces(scenario, tenant, request, seed, worker),
+        request.output_tokens,
+        scenario.stream,
+        tenant.ignore_eos,
+        tenant.priority,
+    )
+    model = tenant.model or scenario.model
+    return _encode({"model": model, **dialect.fields(ask), **dict(tenant.extra_body)})
 
 
-def _prompt(
-    scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str
-) -> dict[str, object]:
-    prefix = min(_prefix_tokens(tenant, request), request.input_tokens)
-    unique = request.input_tokens - prefix
+def _pieces(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str) -> list[Piece]:
+    sizes = DIALECTS[tenant.endpoint].split(request.input_tokens, tenant.batch)
+    return [
+        _piece(scenario, tenant, request, seed, size, (worker, _name(request, number)))
+        for number, size in enumerate(sizes)
+    ]
+
+
+def _name(request: Request, piece: int) -> str:
+    """A name of each input for its random stream."""
+    return f"{request.number}/{piece}" if piece else str(request.number)
+
+
+def _piece(
+    scenario: Scenario, tenant: Tenant, request: Request, seed: int, tokens: int, names: tuple[str, str]
+) -> Piece:
+    prefix = min(_prefix_tokens(tenant, request), tokens)
     shared_by = tenant.prefix.name if tenant.prefix is not None else ""
-    own = (tenant.name, worker, str(request.number), "prompt")
-    if scenario.prompt is PromptForm.IDS:
-        ids = token_ids(prefix, shared_by, "prefix", seed=seed) + token_ids(unique, *own, seed=seed)
-        return {"prompt": msgspec.Raw(b"[" + b",".join(ids) + b"]")}
+    own = (tenant.name, *names, "prompt")
+    if form(scenario, tenant) is PromptForm.IDS:
+        ids = token_ids(prefix, shared_by, "prefix", seed=seed)
+        ids += token_ids(tokens - prefix, *own, seed=seed)
+        return msgspec.Raw(b"[" + b",".join(ids) + b"]")
     per_token = 1 / scenario.tokens_per_byte
-    size = max(round(request.input_tokens * per_token), 1)
+    size = max(round(tokens * per_token), 1)
     shared = text(min(round(prefix * per_token), size), shared_by, "prefix", seed=seed)
-    content = shared + text(size - len(shared), *own, seed=seed)
-    if scenario.route is Route.CHAT:
-        return {"messages": [{"role": "user", "content": content}]}
-    return {"prompt": content}
+    return shared + text(size - len(shared), *own, seed=seed)
 
 
 def _prefix_tokens(tenant: Tenant, request: Request) -> int:

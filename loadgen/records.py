@@ -17,7 +17,7 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from loadgen.scenario import Process, Replay, Scenario
+from loadgen.scenario import Header, Process, Replay, Scenario
 
 _Record = TypeVar("_Record")
 REQUESTS, STATE, META, SUMMARY, REPORT = (
@@ -34,7 +34,7 @@ class Outcome(StrEnum):
     SHED = "shed"
     """Status 429."""
     UNAVAILABLE = "unavailable"
-    """Status 503."""
+    """Status 503, or 529 of Anthropic's API."""
     ERROR = "error"
     """Any other status than success."""
     BROKEN = "broken"
@@ -201,13 +201,15 @@ def versions() -> dict[str, str]:
 
 
 def described(scenario: Scenario) -> dict[str, object]:
-    """A scenario for meta.json: complete except for keys and the lines of traces."""
+    """A scenario for meta.json: complete except for keys, values of headers and the lines of traces."""
     shown = _shown(scenario)
     assert isinstance(shown, dict)
     return shown
 
 
 def _shown(value: object) -> object:
+    if isinstance(value, Header):
+        return value.name
     if isinstance(value, Replay):
         return {"replay": {"file": value.file, "requests": len(value.trace)}}
     if is_dataclass(value) and not isinstance(value, type):

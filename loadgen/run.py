@@ -23,7 +23,7 @@ from typing import Any
 
 from loadgen import arrivals, prompts
 from loadgen.arrivals import Request
-from loadgen.client import Client
+from loadgen.client import Client, Recipient, recipient
 from loadgen.faults import inflict
 from loadgen.progress import Progress
 from loadgen.records import (
@@ -112,6 +112,7 @@ class Runner:
         self._spread = arrivals.stream(order.scenario.seed, "", "spread")
         self._stopped = asyncio.Event()
         self._client: Client
+        self._recipients = {tenant.name: recipient(tenant) for tenant in order.scenario.tenants}
 
     def now(self) -> float:
         """Seconds since the start of the run."""
@@ -134,8 +135,7 @@ class Runner:
         beside: list[asyncio.Task[None]] = [asyncio.create_task(job) for job in jobs]
         faults = scenario.faults if self._order.faults else ()
         beside += [asyncio.create_task(inflict(fault, self.now, self._fault_results)) for fault in faults]
-        path = scenario.route.path
-        async with Client(self._order.urls, path, scenario.timeout_s, self.now) as self._client:
+        async with Client(self._order.urls, scenario.timeout_s, self.now) as self._client:
             await self._unless_stopped(asyncio.create_task(self._arrive_and_drain()))
             ended = self.now()
             await _end([*self._requests])
@@ -218,7 +218,7 @@ class Runner:
                 url=self._url(),
             )  # fmt: skip
             try:
-                await self._perform(attempt, body, tenant.key)
+                await self._perform(attempt, body, self._recipients[tenant.name])
                 wait = backoff(retries, number, attempt.retry_after_s, jitter.random())
                 due = attempt.end_s + wait
                 attempt.is_last = (
@@ -231,10 +231,10 @@ class Runner:
             await self._sleep_until(due)
         return attempt
 
-    async def _perform(self, attempt: Attempt, body: bytes, key: str | None) -> None:
+    async def _perform(self, attempt: Attempt, body: bytes, to: Recipient) -> None:
         self._in_flight += 1
         try:
-            await self._client.perform(attempt, body, key)
+            await self._client.perform(attempt, body, to)
         finally:
             self._in_flight -= 1
 
