@@ -7,6 +7,7 @@ exception is a shared prefix of the scenario. A retry sends the same bytes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -35,7 +36,27 @@ def text(size: int, *names: str, seed: int) -> str:
 
 def body(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = "") -> bytes:
     """The body of a request."""
-    fields = {
+    if scenario.prompt is PromptForm.IDS:
+        prompt: dict[str, object] = {"prompt": _ids(tenant, request, seed, worker)}
+        return _encode({**_fields(scenario, tenant, request), **prompt})
+    return body_of_messages(
+        scenario, tenant, request, [("user", content(scenario, tenant, request, seed, worker))]
+    )
+
+
+def body_of_messages(
+    scenario: Scenario, tenant: Tenant, request: Request, messages: Sequence[tuple[str, str]]
+) -> bytes:
+    """The body of a request with these messages (roles and contents); for completions they are one text."""
+    if scenario.route is Route.CHAT:
+        prompt: dict[str, object] = {"messages": [{"role": role, "content": told} for role, told in messages]}
+    else:
+        prompt = {"prompt": "".join(told for _, told in messages)}
+    return _encode({**_fields(scenario, tenant, request), **prompt})
+
+
+def _fields(scenario: Scenario, tenant: Tenant, request: Request) -> dict[str, object]:
+    fields: dict[str, object] = {
         "model": scenario.model,
         "max_tokens": request.output_tokens,
         "ignore_eos": True,  # so that the scenario sets the length of the response, not the model
@@ -46,27 +67,34 @@ def body(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker
         fields["stream_options"] = {"include_usage": True}
     if tenant.priority is not None:
         fields["priority"] = tenant.priority
-    return _encode({**fields, **_prompt(scenario, tenant, request, seed, worker)})
+    return fields
 
 
-def _prompt(
-    scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str
-) -> dict[str, object]:
-    prefix = min(_prefix_tokens(tenant, request), request.input_tokens)
-    unique = request.input_tokens - prefix
-    shared_by = tenant.prefix.name if tenant.prefix is not None else ""
-    own = (tenant.name, worker, str(request.number), "prompt")
-    if scenario.prompt is PromptForm.IDS:
-        ids = token_ids(prefix, shared_by, "prefix", seed=seed) + token_ids(unique, *own, seed=seed)
-        return {"prompt": msgspec.Raw(b"[" + b",".join(ids) + b"]")}
+def _ids(tenant: Tenant, request: Request, seed: int, worker: str) -> msgspec.Raw:
+    prefix = _prefix_tokens(tenant, request)
+    ids = token_ids(prefix, _prefix_name(tenant), "prefix", seed=seed)
+    ids += token_ids(request.input_tokens - prefix, *_own(tenant, request, worker), seed=seed)
+    return msgspec.Raw(b"[" + b",".join(ids) + b"]")
+
+
+def content(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = "") -> str:
+    """The text of a request's prompt. ``worker`` names the sequence in which requests are numbered."""
     per_token = 1 / scenario.tokens_per_byte
     size = max(round(request.input_tokens * per_token), 1)
-    shared = text(min(round(prefix * per_token), size), shared_by, "prefix", seed=seed)
-    content = shared + text(size - len(shared), *own, seed=seed)
-    if scenario.route is Route.CHAT:
-        return {"messages": [{"role": "user", "content": content}]}
-    return {"prompt": content}
+    prefix = min(round(_prefix_tokens(tenant, request) * per_token), size)
+    shared = text(prefix, _prefix_name(tenant), "prefix", seed=seed)
+    return shared + text(size - len(shared), *_own(tenant, request, worker), seed=seed)
+
+
+def _own(tenant: Tenant, request: Request, worker: str) -> tuple[str, ...]:
+    return tenant.name, worker, str(request.number), "prompt"
+
+
+def _prefix_name(tenant: Tenant) -> str:
+    return tenant.prefix.name if tenant.prefix is not None else ""
 
 
 def _prefix_tokens(tenant: Tenant, request: Request) -> int:
-    return tenant.prefix.tokens if tenant.prefix is not None and request.has_prefix else 0
+    if tenant.prefix is None or not request.has_prefix:
+        return 0
+    return min(tenant.prefix.tokens, request.input_tokens)
