@@ -42,6 +42,8 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
     PREEMPTED = "preempted"
     """An error event in a stream that had begun."""
+    CANCELLED = "cancelled"
+    """The client ended it, as the scenario's ``cancel`` says."""
     CUT = "cut"
     """The run ended before the request."""
 
@@ -54,7 +56,10 @@ class Attempt(msgspec.Struct, omit_defaults=True):
 
     tenant: str
     request: str
-    """The request's number; in a closed loop after the number of its worker, as in ``w3.17``."""
+    """The request's number; in a closed loop after the number of its worker, as in ``w3.17``.
+
+    A turn of a conversation has both numbers, as in ``c12.2``.
+    """
     intended_s: float
     """The due time of the request, that is, of its first attempt."""
     due_s: float
@@ -85,6 +90,10 @@ class Attempt(msgspec.Struct, omit_defaults=True):
     gap_max_s: float | None = None
     gaps: dict[int, int] = {}
     """See `statistics.Histogram`."""
+    is_measured: bool = True
+    """Whether the request counts: false in the warm-up and the cool-down."""
+    turn: int = 0
+    """The turn of a conversation, from 1; 0 outside conversations."""
 
 
 class FaultResult(msgspec.Struct, frozen=True):
@@ -150,6 +159,9 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     unread_states: dict[str, int]
     """The number of failed reads of a state page, by URL."""
     scenario: dict[str, object]
+    warm_up_s: float = 0.0
+    cool_down_s: float = 0.0
+    """The time before the end of the arrivals in which requests are not measured."""
 
 
 class Sample(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -42,6 +42,7 @@ def check_fields(fields: Mapping[str, Field], endpoint: Endpoint) -> None:
         "output": not dialect.generates,
         "ignore_eos": not dialect.takes_ignore_eos,
         "priority": not dialect.takes_priority,
+        "conversation": not dialect.generates,
         "prefix": not dialect.takes_prefix,
         "batch": dialect.batch is None,
     }

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from loadgen import arrivals, prompts
-from loadgen.arrivals import Request
-from loadgen.client import Client, Recipient, recipient
+from loadgen.arrivals import Arrival, Request
+from loadgen.client import Client, recipient
+from loadgen.conversations import Talk, turns
 from loadgen.faults import inflict
 from loadgen.progress import Progress
 from loadgen.records import (
@@ -43,7 +44,7 @@ from loadgen.records import (
     versions,
 )
 from loadgen.sampling import Sampler
-from loadgen.scenario import LONGEST_WAIT_S, Closed, Retries, Scenario, Tenant
+from loadgen.scenario import LONGEST_WAIT_S, Closed, Conversation, Retries, Scenario, Tenant
 from loadgen.statistics import percentile
 
 LATE_S = 0.05
@@ -51,6 +52,8 @@ LATE_S = 0.05
 BUSY = 0.9
 """... or if it used more than this share of its core."""
 _HEAD_START_S = 0.05
+_WANTED = (Outcome.SERVED, Outcome.CANCELLED)
+"""Endings after which a client goes on without a wait."""
 _RETRIED = (Outcome.SHED, Outcome.UNAVAILABLE)
 
 
@@ -173,7 +176,10 @@ class Runner:
         for arrival in arrivals.arrivals(self._scenario, tenant, self._scenario.seed):
             if arrival.at_s > self.now():
                 await self._sleep_until(arrival.at_s)
-            self._start(self._request(tenant, arrival.request, arrival.at_s))
+            if tenant.conversation is not None:
+                self._start(self._converse(tenant, tenant.conversation, arrival))
+            else:
+                self._start(self._request(tenant, arrival.request, arrival.at_s))
         await self._sleep_until(self._scenario.duration_s)
 
     def _start(self, work: Coroutine[Any, Any, object]) -> None:
@@ -200,25 +206,48 @@ class Runner:
             await self._sleep_until(resumes)
             last = await self._request(tenant, request, max(self.now(), 0.0), name)
             pause = process.think_s
-            if last.outcome is not Outcome.SERVED:
+            if last.outcome not in _WANTED:
                 # After a refusal, a worker waits as long as before a retry.
                 pause = max(pause, backoff(tenant.retries, 1, last.retry_after_s, 1.0))
             await self._sleep_until(min(self.now() + pause, scenario.duration_s))
 
+    async def _converse(self, tenant: Tenant, conversation: Conversation, arrival: Arrival) -> None:
+        """One conversation: each turn is due when the user has read and thought about the answer."""
+        talk, due = Talk(self._scenario, tenant), arrival.at_s
+        for turn in turns(tenant, conversation, arrival.request, self._scenario.seed):
+            due += turn.think_s
+            if due >= self._scenario.duration_s:
+                return
+            await self._sleep_until(due)
+            request, body = talk.ask(turn)
+            name = f"c{request.number}.{turn.number}"
+            last, answer = await self._attempts(tenant, request, body, due, name, turn=turn.number)
+            if not talk.hear(last, answer):
+                return
+            due = last.end_s
+
     async def _request(self, tenant: Tenant, request: Request, at_s: float, worker: str = "") -> Attempt:
         """Send a request with all its attempts, and return the last attempt."""
-        scenario, retries = self._scenario, tenant.retries
-        body = prompts.body(scenario, tenant, request, scenario.seed, worker)
+        body = prompts.body(self._scenario, tenant, request, self._scenario.seed, worker)
         name = f"{worker}.{request.number}" if worker else str(request.number)
+        last, _ = await self._attempts(tenant, request, body, at_s, name)
+        return last
+
+    async def _attempts(
+        self, tenant: Tenant, request: Request, body: bytes, at_s: float, name: str, turn: int = 0
+    ) -> tuple[Attempt, str]:
+        """The last attempt of a request, and, for a turn of a conversation, the answer's text."""
+        scenario, retries = self._scenario, tenant.retries
+        answer = ""
         jitter = arrivals.stream(scenario.seed, tenant.name, name, "jitter")
         due = at_s
         for number in itertools.count(1):
             attempt = Attempt(
                 tenant.name, name, at_s, due, due, due, request.input_tokens, request.output_tokens, number,
-                url=self._url(),
+                url=self._url(), is_measured=scenario.is_measured(at_s), turn=turn,
             )  # fmt: skip
             try:
-                await self._perform(attempt, body, self._recipients[tenant.name])
+                answer = await self._perform(attempt, body, tenant, request)
                 wait = backoff(retries, number, attempt.retry_after_s, jitter.random())
                 due = attempt.end_s + wait
                 attempt.is_last = (
@@ -229,12 +258,14 @@ class Runner:
             if attempt.is_last:
                 break
             await self._sleep_until(due)
-        return attempt
+        return attempt, answer
 
-    async def _perform(self, attempt: Attempt, body: bytes, to: Recipient) -> None:
+    async def _perform(self, attempt: Attempt, body: bytes, tenant: Tenant, request: Request) -> str:
         self._in_flight += 1
         try:
-            await self._client.perform(attempt, body, to)
+            cancel = tenant.cancel if request.is_cancelled else None
+            to = self._recipients[tenant.name]
+            return await self._client.perform(attempt, body, to, cancel=cancel, keeps_answer=attempt.turn > 0)
         finally:
             self._in_flight -= 1
 
@@ -290,6 +321,8 @@ class Runner:
             complaints=complaints(late, cpu),
             unread_states={url: count for url, count in self._sampler.unread.items() if count},
             scenario=described(scenario),
+            warm_up_s=scenario.warm_up_s,
+            cool_down_s=scenario.cool_down_s,
         )
 
 

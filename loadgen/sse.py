@@ -25,6 +25,14 @@ class Choice(msgspec.Struct):
     text: str | None = None
     delta: Delta | None = None
     finish_reason: str | None = None
+    message: Delta | None = None
+    """The content of a whole chat response."""
+
+    @property
+    def written(self) -> str:
+        """The text of the answer, without reasoning and tool calls."""
+        spoken = self.delta or self.message
+        return self.text or (spoken.content if spoken is not None else "") or ""
 
 
 class Usage(msgspec.Struct):
@@ -69,6 +77,11 @@ class Event(msgspec.Struct):
             if _has_token(choice):
                 return True
         return False
+
+    @property
+    def text(self) -> str:
+        """The text of the first sequence, without reasoning and tool calls."""
+        return self.choices[0].written if self.choices else ""
 
     @property
     def is_finish(self) -> bool:

@@ -16,6 +16,8 @@ from loadgen.sse import Failure, Usage
 
 Piece = str | msgspec.Raw
 """One input: a text, or a JSON list of token ids."""
+Message = tuple[str, Piece]
+"""The role and the content of a message."""
 
 
 class Event(Protocol):
@@ -24,6 +26,10 @@ class Event(Protocol):
     @property
     def is_token(self) -> bool:
         """Whether it contains output."""
+
+    @property
+    def text(self) -> str:
+        """The text of the answer, without reasoning and calls of tools."""
 
     @property
     def is_finish(self) -> bool:
@@ -45,6 +51,7 @@ class Told(NamedTuple):
     is_finish: bool = False
     usage: Usage | None = None
     error: Failure | None = None
+    text: str = ""
 
 
 _Body = TypeVar("_Body")
@@ -67,13 +74,23 @@ def decoder(kind: type[_Body]) -> Callable[[bytes], _Body | None]:
 class Ask:
     """One request, before it has the form of an API."""
 
-    pieces: Sequence[Piece]
-    """One input, except for endpoints with a batch."""
+    messages: Sequence[Message]
+    """One message of the user, the turns of a conversation, or the inputs of a batch."""
     output_tokens: int
     stream: bool
     ignore_eos: bool
     """Whether the engine generates until the requested length. Some APIs cannot ask for it."""
     priority: int | None = None
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """The contents of the messages."""
+        return [content for _, content in self.messages]
+
+    @property
+    def chat(self) -> list[dict[str, Piece]]:
+        """The messages in the form of chats."""
+        return [{"role": role, "content": content} for role, content in self.messages]
 
 
 def bearer(key: str | None) -> dict[str, str]:

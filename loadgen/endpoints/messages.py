@@ -28,16 +28,15 @@ class _Counts(msgspec.Struct, frozen=True):
         return Usage((self.input_tokens or 0) + (read or 0) + (made or 0), output)
 
 
-class _Delta(msgspec.Struct, frozen=True):
+class _Part(msgspec.Struct, frozen=True):
+    """A part of the content, or a change of one."""
+
     type: str | None = None
-
-
-class _Block(msgspec.Struct, frozen=True):
-    """A part of the content. It is not read."""
+    text: str | None = None
 
 
 class _Message(msgspec.Struct, frozen=True):
-    content: list[_Block] | None = None
+    content: list[_Part] | None = None
     usage: _Counts | None = None
     error: Failure | None = None
 
@@ -45,7 +44,7 @@ class _Message(msgspec.Struct, frozen=True):
 class _Event(msgspec.Struct, frozen=True):
     type: str = ""
     message: _Message = _Message()
-    delta: _Delta = _Delta()
+    delta: _Part = _Part()
     usage: _Counts | None = None
     error: Failure | None = None
 
@@ -65,7 +64,8 @@ def event(data: bytes) -> Told | None:
         usage = read.message.usage.usage(None)
     elif read.usage is not None:
         usage = read.usage.usage(read.usage.output_tokens)
-    return Told(read.delta.type in _TOKENS, read.type == "message_stop", usage, read.error)
+    delta = read.delta
+    return Told(delta.type in _TOKENS, read.type == "message_stop", usage, read.error, delta.text or "")
 
 
 def whole(content: bytes) -> Told | None:
@@ -73,8 +73,8 @@ def whole(content: bytes) -> Told | None:
     read = _decode_whole(content)
     if read is None or (read.content is None and read.error is None):
         return None
-    counts = read.usage
-    return Told(True, True, counts.usage(counts.output_tokens) if counts is not None else None, read.error)
+    usage = read.usage.usage(read.usage.output_tokens) if read.usage is not None else None
+    return Told(True, True, usage, read.error, "".join(part.text or "" for part in read.content or ()))
 
 
 def _headers(key: str | None) -> dict[str, str]:
@@ -84,7 +84,7 @@ def _headers(key: str | None) -> dict[str, str]:
 
 def _fields(ask: Ask) -> dict[str, object]:
     return {
-        "messages": [{"role": "user", "content": ask.pieces[0]}],
+        "messages": ask.chat,
         "max_tokens": ask.output_tokens,
         "temperature": 0,
         "stream": ask.stream,

@@ -19,11 +19,13 @@ def _fields(ask: Ask) -> dict[str, object]:
 
 
 def _chat(ask: Ask) -> dict[str, object]:
-    return {**_fields(ask), "messages": [{"role": "user", "content": ask.pieces[0]}]}
+    return {**_fields(ask), "messages": ask.chat}
 
 
 def _completion(ask: Ask) -> dict[str, object]:
-    return {**_fields(ask), "prompt": ask.pieces[0]}
+    first, *further = ask.pieces
+    prompt = "".join(map(str, ask.pieces)) if further else first
+    return {**_fields(ask), "prompt": prompt}
 
 
 def _whole(content: bytes) -> Event | None:

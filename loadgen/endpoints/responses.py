@@ -14,6 +14,7 @@ _ENDS = frozenset({"response.completed", "response.incomplete"})
 """``incomplete`` is the normal end of a response that reaches its longest length."""
 _OUTPUT = ".delta"
 """The end of the type of every event with output: of texts, reasoning, refusals and arguments of tools."""
+_TEXT = "response.output_text.delta"
 
 
 class _Counts(msgspec.Struct, frozen=True):
@@ -21,8 +22,15 @@ class _Counts(msgspec.Struct, frozen=True):
     output_tokens: int | None = None
 
 
+class _Part(msgspec.Struct, frozen=True):
+    type: str = ""
+    text: str | None = None
+
+
 class _Item(msgspec.Struct, frozen=True):
-    """An item of the output. Its content is not read."""
+    """An item of the output: a message, reasoning, or a call of a tool."""
+
+    content: list[_Part] | None = None
 
 
 class _Response(msgspec.Struct, frozen=True):
@@ -41,6 +49,7 @@ class _Event(msgspec.Struct, frozen=True):
     response: _Response = _Response()
     message: str | None = None
     code: str | int | None = None
+    delta: str | None = None
 
 
 _decode_event = decoder(_Event)
@@ -57,7 +66,8 @@ def event(data: bytes) -> Told | None:
         error = Failure(read.message or "", "error", read.code)
     elif read.type == "response.failed":
         error = read.response.error or Failure(type=read.type)
-    return Told(read.type.endswith(_OUTPUT), read.type in _ENDS, read.response.counts, error)
+    text = (read.delta or "") if read.type == _TEXT else ""
+    return Told(read.type.endswith(_OUTPUT), read.type in _ENDS, read.response.counts, error, text)
 
 
 def whole(content: bytes) -> Told | None:
@@ -65,12 +75,14 @@ def whole(content: bytes) -> Told | None:
     read = _decode_whole(content)
     if read is None or (read.output is None and read.error is None):
         return None
-    return Told(True, True, read.counts, read.error)
+    parts = [part for item in read.output or () for part in item.content or ()]
+    text = "".join(part.text or "" for part in parts if part.type == "output_text")
+    return Told(True, True, read.counts, read.error, text)
 
 
 def _fields(ask: Ask) -> dict[str, object]:
     fields: dict[str, object] = {
-        "input": ask.pieces[0],
+        "input": ask.chat if len(ask.messages) > 1 else ask.pieces[0],
         "max_output_tokens": ask.output_tokens,
         "temperature": 0,
         "store": False,

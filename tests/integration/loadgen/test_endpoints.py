@@ -9,6 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from loadgen.progress import Progress
 from loadgen.records import Outcome, Run, load
 from loadgen.run import Order, Runner
-from loadgen.scenario import Constant, Endpoint, Fixed, Header, Tenant
+from loadgen.scenario import Constant, Conversation, Endpoint, Fixed, Header, PromptForm, Tenant
 from loadgen.summary import summarise
 from tests.fakes.scripted_engine import STREAM_HEAD, FakeEngine, Received, chunk, unary
 from tests.support.harness import is_whole, sidecar_for, until
@@ -57,7 +58,12 @@ STREAMS = {
 WHOLE: dict[str, dict[str, Any]] = {
     "/v1/completions": {"choices": [CHOICE | {"text": "aaa"}], "usage": OPENAI},
     "/v1/chat/completions": {"choices": [CHOICE | {"message": {"content": "aaa"}}], "usage": OPENAI},
-    "/v1/responses": {"id": "resp_1", "status": "completed", "output": [{}], "usage": OTHERS},
+    "/v1/responses": {
+        "id": "resp_1",
+        "status": "completed",
+        "usage": OTHERS,
+        "output": [{"type": "message", "content": [{"type": "output_text", "text": "aaa"}]}],
+    },
     "/v1/messages": {"id": "m", "content": [{"type": "text", "text": "aaa"}], "usage": OTHERS},
     "/v1/embeddings": {"data": [{"embedding": [0.5]}], "usage": {"prompt_tokens": 16, "total_tokens": 16}},
     "/v1/rerank": {"results": [{"index": 0}], "usage": {"prompt_tokens": 16, "total_tokens": 16}},
@@ -161,6 +167,24 @@ async def test_tenants_of_one_run_have_different_endpoints(engine: FakeEngine, t
         ("/v1/embeddings", "embeddings-m", "search"),
         ("/v1/rerank", "rerank-m", "search"),
     }
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("endpoint", "field"),
+    [(Endpoint.CHAT, "messages"), (Endpoint.RESPONSES, "input"), (Endpoint.MESSAGES, "messages")],
+)
+async def test_the_turns_of_a_conversation_carry_the_answers(
+    engine: FakeEngine, tmp_path: Path, endpoint: Endpoint, field: str, stream: bool
+) -> None:
+    engine.answer = answer
+    who = replace(asking(endpoint, conversation=Conversation(Fixed(2), 0.0)), ends_s=0.05)
+    run = await measured(tmp_path, engine.port, who, prompt=PromptForm.TEXT, stream=stream)
+    assert Counter(a.outcome for a in run.attempts) == {Outcome.SERVED: 2}
+    second = engine.received[1].json()[field]
+    assert isinstance(second, list)
+    assert [message["role"] for message in second] == ["user", "assistant", "user"]
+    assert second[1]["content"] == "aaa"
 
 
 ENDINGS = {
