@@ -153,7 +153,12 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     """Delays of attempts after their due time."""
     lag_max_s: float
     cpu: float
-    """The generator's CPU time as a share of a core: the 95th percentile over single seconds."""
+    """The generator's CPU time as a share of a core: the 95th percentile over single seconds.
+
+    It is that of the busiest process.
+    """
+    processes: int = 1
+    """The number of processes of the generator."""
     complaints: list[str]
     """Reasons why the run is unreliable; empty if the generator kept up."""
     unread_states: dict[str, int]
