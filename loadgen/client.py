@@ -12,11 +12,13 @@ from types import TracebackType
 
 import aiohttp
 
-from loadgen import sse
+from loadgen import causes, sse
 from loadgen.records import Attempt, Outcome
 from loadgen.statistics import gap_histogram, percentile
 
 MOST_ERROR_BYTES = 1 << 16
+PREEMPTED = "preempted"
+"""The code of an error event that ends a preempted request."""
 _JSON = "application/json"
 _BY_STATUS = {429: Outcome.SHED, 503: Outcome.UNAVAILABLE}
 _UNTIMED = aiohttp.ClientTimeout(total=None)
@@ -52,11 +54,15 @@ class Client:
             async with asyncio.timeout(self._timeout_s):
                 await self._exchange(attempt, stream, body, key)
         except TimeoutError:
-            attempt.outcome, attempt.reason = Outcome.TIMEOUT, attempt.reason or "timeout"
+            attempt.outcome = Outcome.TIMEOUT
+            attempt.reason, attempt.message = causes.of_timeout(
+                self._timeout_s, status=attempt.status, has_token=attempt.first_s is not None
+            )
         except (aiohttp.ClientError, OSError) as error:
-            attempt.outcome, attempt.reason = stream.ending(type(error).__name__)
+            attempt.outcome, attempt.reason, attempt.message = stream.ending(*causes.of_exception(error))
         finally:
             attempt.end_s = self._clock()
+            attempt.message = causes.without(attempt.message, key)
             stream.close()
 
     async def _exchange(self, attempt: Attempt, stream: _Stream, body: bytes, key: str | None) -> None:
@@ -71,7 +77,7 @@ class Client:
             elif response.content_type == "text/event-stream":
                 await _streamed(attempt, stream, response)
             else:
-                _whole(attempt, await response.read())
+                _whole(attempt, response.content_type, await response.read())
 
 
 async def _refused(attempt: Attempt, response: aiohttp.ClientResponse) -> None:
@@ -79,6 +85,7 @@ async def _refused(attempt: Attempt, response: aiohttp.ClientResponse) -> None:
     attempt.retry_after_s = retry_after(response.headers)
     attempt.reason = response.headers.get("x-tokenpool-reason", "")
     content = await response.content.read(MOST_ERROR_BYTES)
+    attempt.message = causes.message(content)
     if not attempt.reason:
         event = sse.decoded(content)
         attempt.reason = event.error.name if event is not None and event.error else str(response.status)
@@ -87,14 +94,15 @@ async def _refused(attempt: Attempt, response: aiohttp.ClientResponse) -> None:
 async def _streamed(attempt: Attempt, stream: _Stream, response: aiohttp.ClientResponse) -> None:
     async for chunk in response.content.iter_any():
         stream.feed(chunk)
-    attempt.outcome, attempt.reason = stream.ending("stream ended early")
+    attempt.outcome, attempt.reason, attempt.message = stream.ending("stream ended early", stream.unread)
 
 
-def _whole(attempt: Attempt, content: bytes) -> None:
+def _whole(attempt: Attempt, content_type: str, content: bytes) -> None:
     """A response that is not streamed: its first token arrives with its last."""
     event = sse.decoded(content)
     if event is None or not event.choices:
-        attempt.outcome, attempt.reason = Outcome.ERROR, "no completion"
+        attempt.outcome = Outcome.ERROR
+        attempt.reason, attempt.message = causes.of_wrong_content(content_type, content)
         return
     attempt.outcome = Outcome.SERVED
     _count(attempt, event.usage)
@@ -119,6 +127,7 @@ class _Stream:
         "_usage",
         "failure",
         "is_finished",
+        "unread",
     )
 
     def __init__(self, attempt: Attempt, clock: Callable[[], float]) -> None:
@@ -132,6 +141,8 @@ class _Stream:
         self.failure: sse.Failure | None = None
         self.is_finished = False
         """Whether the server sent the end of the stream."""
+        self.unread = ""
+        """The first event that is not one of a completion."""
 
     def feed(self, chunk: bytes) -> None:
         """Count the events in a chunk that arrives now."""
@@ -141,6 +152,8 @@ class _Stream:
                 self.is_finished = True
             elif (event := sse.decoded(data)) is not None:
                 self._take(event, now)
+            elif not self.unread:
+                self.unread = causes.message(data)
 
     def _take(self, event: sse.Event, now: float) -> None:
         if event.is_token:
@@ -157,11 +170,16 @@ class _Stream:
         if event.is_finish:
             self.is_finished = True
 
-    def ending(self, broken: str) -> tuple[Outcome, str]:
-        """The outcome of an ended stream. ``broken`` is the reason if the server sent none."""
+    def ending(self, broken: str, message: str) -> tuple[Outcome, str, str]:
+        """The outcome, reason and message of an ended stream; the arguments hold if the server sent none."""
         if self.failure is not None:
-            return Outcome.PREEMPTED, self.failure.name
-        return (Outcome.SERVED, "") if self.is_finished else (Outcome.BROKEN, broken)
+            name = self.failure.name
+            outcome = Outcome.PREEMPTED if name == PREEMPTED else Outcome.ERROR
+            return outcome, name, causes.line(self.failure.message)
+        if not self.is_finished:
+            return Outcome.BROKEN, broken, message
+        has_tokens = self._events or (self._usage is not None and self._usage.completion_tokens)
+        return (Outcome.SERVED, "", "") if has_tokens else (Outcome.ERROR, "no token", self.unread)
 
     def close(self) -> None:
         """Record the observations in the attempt."""
