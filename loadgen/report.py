@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
-from loadgen import goals, words
+from loadgen import failures, goals, words
 from loadgen.goals import GoalResult
 from loadgen.page import page, plots, warning
 from loadgen.plots import Band, Frame, Mark, Series, curves, layers, log_ticks
@@ -43,6 +43,8 @@ def notes(meta: Meta, summary: Summary) -> list[str]:
     found = [f"This run {complaint}." for complaint in meta.complaints]
     if meta.is_interrupted:
         found.append(f"Interrupted after {meta.ended_s:.0f} of {meta.duration_s:.0f} s.")
+    if not summary.served:
+        found.insert(0, nothing_served(summary))
     totals = [cell for cell in summary.cells if cell.phase == WHOLE and cell.tenant != EVERYONE]
     if short := sum(cell.short for cell in totals):
         found.append(f"{short} responses were shorter than requested: the engine does not obey ignore_eos.")
@@ -66,13 +68,22 @@ def notes(meta: Meta, summary: Summary) -> list[str]:
     return found + [f"The fault '{fault.what}' {fault.result}." for fault in failed]
 
 
+def nothing_served(summary: Summary) -> str:
+    """Why a run measured nothing."""
+    if not summary.failures:
+        return "Nothing was served: no request was due. Raise a rate or the duration."
+    return f"Nothing was served: {summary.failures[0].reason}. No latency was measured."
+
+
 def counts(cell: Cell) -> list[str]:
     """The columns that count requests."""
     tries = f"\n{cell.attempts} attempts" if cell.attempts > cell.requests else ""
     ended = cell.ended(Outcome.PREEMPTED)
     preempted = f"\n{ended} preempted" if ended else ""
+    cancelled = cell.ended(Outcome.CANCELLED)
+    by_client = f"\n{cancelled} cancelled" if cancelled else ""
     return [
-        f"{cell.requests}{tries}",
+        f"{cell.requests}{tries}{by_client}",
         str(cell.ended(Outcome.SERVED)),
         str(cell.refused),
         f"{cell.failed}{preempted}",
@@ -93,7 +104,20 @@ def text(meta: Meta, summary: Summary, judged: Sequence[GoalResult] = ()) -> str
     )
     warnings = [f"! {note}" for note in notes(meta, summary)]
     results = [words.text_table(goals.HEAD, goals.rows(judged))] if judged else []
-    return "\n".join([words.text_table((*_HEAD, *shown), rows), lag, *results, *warnings])
+    remarks = [*_remarks(meta, summary), *failures.text(summary.failures)]
+    return "\n".join([words.text_table((*_HEAD, *shown), rows), lag, *results, *remarks, *warnings])
+
+
+def _remarks(meta: Meta, summary: Summary) -> list[str]:
+    """The intended deviations: requests outside the measured time, and cancelled ones."""
+    found = []
+    if meta.warm_up_s or meta.cool_down_s:
+        ends = meta.duration_s - meta.cool_down_s
+        found.append(f"Measured: requests that were due from {meta.warm_up_s:g} to {ends:g} s.")
+    totals = [cell for cell in summary.cells if cell.phase == WHOLE and cell.tenant != EVERYONE]
+    if cancelled := sum(cell.ended(Outcome.CANCELLED) for cell in totals):
+        found.append(f"{cancelled} requests were cancelled by their clients, as the scenario says.")
+    return found
 
 
 def html(run: Run, summary: Summary, judged: Sequence[GoalResult] = ()) -> str:
@@ -107,7 +131,9 @@ def html(run: Run, summary: Summary, judged: Sequence[GoalResult] = ()) -> str:
         *map(warning, notes(meta, summary)),
         *_goals(judged),
         "<h2>In numbers</h2>",
+        *(f'<p class="soft note">{escape(remark)}</p>' for remark in _remarks(meta, summary)),
         _numbers(summary),
+        *(["<h2>Not served</h2>", failures.table(summary.failures)] if summary.failures else []),
         "<h2>Time to first token, by tenant</h2>",
         plots(_latencies(run, windows, frame), pairs=True),
         "<h2>Throughput and sheds</h2>",
@@ -128,9 +154,16 @@ def _goals(judged: Sequence[GoalResult]) -> list[str]:
 
 
 def _frame(meta: Meta) -> Frame:
-    bands = tuple(Band(phase.name, phase.from_s, phase.to_s) for phase in meta.phases)
+    bands = tuple(Band(phase.name, phase.from_s, phase.to_s) for phase in meta.phases) + unmeasured(meta)
     marks = tuple(Mark(fault.what, fault.at_s) for fault in meta.faults)
     return Frame(max(meta.ended_s, 1.0) if meta.is_interrupted else meta.duration_s, bands, marks)
+
+
+def unmeasured(meta: Meta) -> tuple[Band, ...]:
+    """The warm-up and the cool-down, whose requests are drawn but do not count."""
+    ends = meta.duration_s - meta.cool_down_s
+    spans = (Band("warm-up", 0.0, meta.warm_up_s), Band("cool-down", ends, meta.duration_s))
+    return tuple(band for band in spans if band.to_s > band.from_s)
 
 
 def _subtitle(meta: Meta) -> str:

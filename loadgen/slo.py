@@ -19,15 +19,15 @@ def time_per_token(last: Attempt, *, counted: bool = True) -> float | None:
 
 
 def verdict(last: Attempt, first: tuple[float, bool] | None, slo: Slo) -> bool | None:
-    """Whether a request was served within all goals; ``None`` if the end of the run cut it before an answer.
+    """Whether a request was served within all goals; ``None`` if it ended before it could be judged.
 
     ``first`` is its time to first token, from `summary.first_token`. Refused and failed requests do not meet
-    the goals. A cut request does not if it had waited longer than a goal.
+    the goals. A request that was cancelled or cut does not if it was late already.
     """
     total_s = last.end_s - last.intended_s
     waited_s = total_s if first is None else first[0]
     is_late = _beyond(waited_s, slo.ttft_ms) or _beyond(total_s, slo.e2e_ms)
-    if last.outcome is Outcome.CUT:
+    if last.outcome in (Outcome.CUT, Outcome.CANCELLED):
         return False if is_late else None
     per_token = time_per_token(last, counted=False)
     is_slow = per_token is not None and _beyond(per_token, slo.tpot_ms)

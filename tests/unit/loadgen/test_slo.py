@@ -90,6 +90,6 @@ def test_refusals_and_failures_are_counted_by_reason() -> None:
         attempt(3.0, None, outcome=Outcome.CUT),
     )
     cell = summarise(made).cells[0]
-    assert cell.refusals == {"overloaded": 1}
-    assert cell.failures == {"broken: stream ended early": 1, "cut": 1}
+    assert cell.refused_by == {"overloaded": 1}
+    assert cell.failed_by == {"broken: stream ended early": 1, "cut": 1}
     assert (cell.refused, cell.failed) == (1, 2)
