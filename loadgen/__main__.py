@@ -1,4 +1,4 @@
-"""The command line: ``loadgen run``, ``compare``, ``check`` and ``engine``."""
+"""The command line: ``loadgen run``, ``sweep``, ``compare``, ``check`` and ``engine``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from loadgen import reading
 from loadgen.fields import ScenarioError
+from loadgen.rates.options import add_sweep_options
 from loadgen.records import RunUnreadable
 from loadgen.scenario import Scenario, faster, lasting, unmeasured
 from runtime.build import add_version
+
+if TYPE_CHECKING:
+    from loadgen.run import Order
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -30,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return engine.main(given[1:])
     arguments = _parser().parse_args(given)
-    command = {"run": _run, "compare": _compare, "check": _check}[arguments.command]
+    command = {"run": _run, "sweep": _sweep, "compare": _compare, "check": _check}[arguments.command]
     try:
         return command(arguments)
     except (ScenarioError, RunUnreadable, OSError) as error:
@@ -47,19 +53,15 @@ def _parser() -> argparse.ArgumentParser:
     add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a scenario, and report")
-    run.add_argument("scenario", type=Path)
-    run.add_argument("--url", action="append", required=True, help="a server; repeat for several")
-    run.add_argument("--out", type=Path, required=True, help="folder for the results")
-    run.add_argument(
-        "--state",
-        action="append",
-        default=[],
-        help="URL of a sidecar, coordinator or engine, or of its state page",
+    _add_order(run)
+    sweep = commands.add_parser(
+        "sweep",
+        help="run a scenario at rising rates, and find the knee",
+        description="Runs a scenario at rising rates of all tenants, and finds the knee of the rate-latency "
+        "curve: the rate with the largest served requests per second / mean latency.",
     )
-    run.add_argument("--label", default="", help="the run's name in comparisons (default: --out's name)")
-    run.add_argument("--allow-faults", action="store_true", help="run the commands of the scenario's faults")
-    run.add_argument("--skip-faults", action="store_true", help="run the scenario without its faults")
-    _add_changes(run)
+    _add_order(sweep)
+    add_sweep_options(sweep)
     compare = commands.add_parser("compare", help="compare runs; those with one label form a group")
     compare.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     compare.add_argument("--out", type=Path, help="an HTML file to write")
@@ -68,6 +70,25 @@ def _parser() -> argparse.ArgumentParser:
     _add_changes(check)
     commands.add_parser("engine", help="simulate an engine; see 'loadgen engine --help'")
     return parser
+
+
+def _add_order(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that send load."""
+    parser.add_argument("scenario", type=Path)
+    parser.add_argument("--url", action="append", required=True, help="a server; repeat for several")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument(
+        "--state",
+        action="append",
+        default=[],
+        help="URL of a sidecar, coordinator or engine, or of its state page",
+    )
+    parser.add_argument("--label", default="", help="the run's name in comparisons (default: --out's name)")
+    parser.add_argument(
+        "--allow-faults", action="store_true", help="run the commands of the scenario's faults"
+    )
+    parser.add_argument("--skip-faults", action="store_true", help="run the scenario without its faults")
+    _add_changes(parser)
 
 
 def _add_changes(parser: argparse.ArgumentParser) -> None:
@@ -131,21 +152,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from loadgen import report  # noqa: PLC0415
     from loadgen.records import REPORT, SUMMARY, load, save  # noqa: PLC0415
-    from loadgen.run import Order, perform  # noqa: PLC0415
+    from loadgen.run import perform  # noqa: PLC0415
     from loadgen.summary import summarise  # noqa: PLC0415
 
     scenario = _scenario(arguments)
     _check_order(scenario, arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    order = Order(
-        scenario,
-        arguments.url,
-        arguments.out,
-        arguments.label or arguments.out.resolve().name,
-        arguments.state,
-        arguments.allow_faults,
-        ["loadgen", *sys.argv[1:]],
-    )
+    order = _order(scenario, arguments)
     meta = uvloop.run(perform(order))
     run = load(arguments.out)
     summary = summarise(run)
@@ -154,6 +167,33 @@ def _run(arguments: argparse.Namespace) -> int:
     print(report.text(meta, summary))
     print(f"The report is {arguments.out / REPORT}")
     return INTERRUPTED if meta.is_interrupted else 0
+
+
+def _order(scenario: Scenario, arguments: argparse.Namespace) -> Order:
+    from loadgen.run import Order  # noqa: PLC0415
+
+    return Order(
+        scenario,
+        arguments.url,
+        arguments.out,
+        arguments.label or arguments.out.resolve().name,
+        arguments.state,
+        arguments.allow_faults,
+        ["loadgen", *sys.argv[1:]],
+    )
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from loadgen.rates import outcome  # noqa: PLC0415
+    from loadgen.rates.steps import Steps  # noqa: PLC0415
+    from loadgen.rates.sweep import sweep  # noqa: PLC0415
+
+    scenario = _scenario(arguments)
+    _check_order(scenario, arguments)
+    steps = Steps(_order(scenario, arguments))
+    result = sweep(steps, arguments, partial(print, flush=True))
+    print(outcome.told(steps, result))
+    return INTERRUPTED if steps.is_interrupted else 0
 
 
 def _check_order(scenario: Scenario, arguments: argparse.Namespace) -> None:
