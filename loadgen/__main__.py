@@ -23,8 +23,11 @@ from runtime.build import add_version
 if TYPE_CHECKING:
     from loadgen.run import Order
 
+FAILED = 1
+"""Nothing was served, or a process of the run failed."""
 USAGE_ERROR = 2
 INTERRUPTED = 130
+MOST_PROCESSES = 256
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return engine.main(given[1:])
     arguments = _parser().parse_args(given)
-    command = {"run": _run, "sweep": _sweep, "compare": _compare, "check": _check}[arguments.command]
+    command = {"compare": _compare, "check": _check}.get(arguments.command, _sending)
     try:
         return command(arguments)
     except (ScenarioError, RunUnreadable, OSError) as error:
@@ -52,7 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run a scenario, and report")
+    run = commands.add_parser(
+        "run",
+        help="run a scenario, and report",
+        description="Runs a scenario, and reports. Exit status: 0 measured, 1 nothing served, 2 wrong usage, "
+        "130 interrupted (a report of the measurements so far is written).",
+    )
     _add_order(run)
     sweep = commands.add_parser(
         "sweep",
@@ -88,6 +96,13 @@ def _add_order(parser: argparse.ArgumentParser) -> None:
         "--allow-faults", action="store_true", help="run the commands of the scenario's faults"
     )
     parser.add_argument("--skip-faults", action="store_true", help="run the scenario without its faults")
+    parser.add_argument(
+        "--processes",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="send the same requests from N processes, for loads beyond one core (default: 1)",
+    )
     _add_changes(parser)
 
 
@@ -106,6 +121,12 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cool-down", type=_span, metavar="SECONDS", help="requests of this time before the end do not count"
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_PROCESSES:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to {MOST_PROCESSES}")
+    return int(text)
 
 
 def _factor(text: str) -> float:
@@ -146,32 +167,44 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _sending(arguments: argparse.Namespace) -> int:
+    """A command that sends load."""
     # Imported here: `check` and `compare` need neither an event loop nor a client.
+    from loadgen.probe import ServerUnusable  # noqa: PLC0415
+    from loadgen.processes.parent import ProcessFailed  # noqa: PLC0415
+
+    command = {"run": _run, "sweep": _sweep}[arguments.command]
+    try:
+        return command(arguments)
+    except (ServerUnusable, ProcessFailed) as error:
+        print(f"loadgen: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from loadgen import report  # noqa: PLC0415
+    from loadgen.performing import performed  # noqa: PLC0415
+    from loadgen.records import REPORT  # noqa: PLC0415
+
+    order = _order(arguments)
+    run, summary = performed(order, arguments.processes)
+    print(report.text(run.meta, summary))
+    print(f"The report is {order.out / REPORT}")
+    if run.meta.is_interrupted:
+        return INTERRUPTED
+    return 0 if summary.served else FAILED
+
+
+def _order(arguments: argparse.Namespace) -> Order:
+    """The run that the options describe, after a request to each server that it needs."""
     import uvloop  # noqa: PLC0415
 
-    from loadgen import report  # noqa: PLC0415
-    from loadgen.records import REPORT, SUMMARY, load, save  # noqa: PLC0415
-    from loadgen.run import perform  # noqa: PLC0415
-    from loadgen.summary import summarise  # noqa: PLC0415
+    from loadgen.probe import probe  # noqa: PLC0415
+    from loadgen.run import Order  # noqa: PLC0415
 
     scenario = _scenario(arguments)
     _check_order(scenario, arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    order = _order(scenario, arguments)
-    meta = uvloop.run(perform(order))
-    run = load(arguments.out)
-    summary = summarise(run)
-    save(arguments.out / SUMMARY, summary)
-    (arguments.out / REPORT).write_text(report.html(run, summary), encoding="utf-8")
-    print(report.text(meta, summary))
-    print(f"The report is {arguments.out / REPORT}")
-    return INTERRUPTED if meta.is_interrupted else 0
-
-
-def _order(scenario: Scenario, arguments: argparse.Namespace) -> Order:
-    from loadgen.run import Order  # noqa: PLC0415
-
+    uvloop.run(probe(scenario, arguments.url))
     return Order(
         scenario,
         arguments.url,
@@ -184,13 +217,12 @@ def _order(scenario: Scenario, arguments: argparse.Namespace) -> Order:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    from loadgen.performing import performed  # noqa: PLC0415
     from loadgen.rates import outcome  # noqa: PLC0415
     from loadgen.rates.steps import Steps  # noqa: PLC0415
     from loadgen.rates.sweep import sweep  # noqa: PLC0415
 
-    scenario = _scenario(arguments)
-    _check_order(scenario, arguments)
-    steps = Steps(_order(scenario, arguments))
+    steps = Steps(_order(arguments), partial(performed, processes=arguments.processes))
     result = sweep(steps, arguments, partial(print, flush=True))
     print(outcome.told(steps, result))
     return INTERRUPTED if steps.is_interrupted else 0

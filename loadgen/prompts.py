@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
 from loadgen.arrivals import Request, stream
-from loadgen.scenario import PromptForm, Route, Scenario, Tenant
+from loadgen.endpoints.dialect import Ask, Message, Piece
+from loadgen.endpoints.table import DIALECTS
+from loadgen.scenario import PromptForm, Scenario, Tenant
 
 FIRST_ID = 10
 """The lowest token id of 256, all below 400. Lower ids are special in most vocabularies."""
@@ -34,43 +37,42 @@ def text(size: int, *names: str, seed: int) -> str:
     return "".join([_WORDS[byte] for byte in chosen])[:size]
 
 
+def form(prompt: PromptForm, tenant: Tenant) -> PromptForm:
+    """The form of a tenant's prompts: the scenario's, or text if its endpoint does not accept token ids."""
+    return prompt if DIALECTS[tenant.endpoint].accepts_ids else PromptForm.TEXT
+
+
 def body(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = "") -> bytes:
     """The body of a request."""
-    if scenario.prompt is PromptForm.IDS:
-        prompt: dict[str, object] = {"prompt": _ids(tenant, request, seed, worker)}
-        return _encode({**_fields(scenario, tenant, request), **prompt})
-    return body_of_messages(
-        scenario, tenant, request, [("user", content(scenario, tenant, request, seed, worker))]
-    )
+    contents = _pieces(scenario, tenant, request, seed, worker)
+    return body_of_messages(scenario, tenant, request, [("user", piece) for piece in contents])
 
 
 def body_of_messages(
-    scenario: Scenario, tenant: Tenant, request: Request, messages: Sequence[tuple[str, str]]
+    scenario: Scenario, tenant: Tenant, request: Request, messages: Sequence[Message]
 ) -> bytes:
-    """The body of a request with these messages (roles and contents); for completions they are one text."""
-    if scenario.route is Route.CHAT:
-        prompt: dict[str, object] = {"messages": [{"role": role, "content": told} for role, told in messages]}
-    else:
-        prompt = {"prompt": "".join(told for _, told in messages)}
-    return _encode({**_fields(scenario, tenant, request), **prompt})
+    """The body of a request with these messages. Some endpoints take them as one text, or as a batch."""
+    ask = Ask(messages, request.output_tokens, scenario.stream, tenant.ignore_eos, tenant.priority)
+    fields = DIALECTS[tenant.endpoint].fields(ask)
+    return _encode({"model": tenant.model or scenario.model, **fields, **dict(tenant.extra_body)})
 
 
-def _fields(scenario: Scenario, tenant: Tenant, request: Request) -> dict[str, object]:
-    fields: dict[str, object] = {
-        "model": scenario.model,
-        "max_tokens": request.output_tokens,
-        "ignore_eos": True,  # so that the scenario sets the length of the response, not the model
-        "temperature": 0,
-        "stream": scenario.stream,
-    }
-    if scenario.stream:
-        fields["stream_options"] = {"include_usage": True}
-    if tenant.priority is not None:
-        fields["priority"] = tenant.priority
-    return fields
+def _pieces(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str) -> list[Piece]:
+    """The inputs of a request: several for a batch."""
+    sizes = DIALECTS[tenant.endpoint].split(request.input_tokens, tenant.batch)
+    make = _ids if form(scenario.prompt, tenant) is PromptForm.IDS else content
+    return [
+        make(scenario, tenant, replace(request, input_tokens=size), seed, _sequence(worker, number))
+        for number, size in enumerate(sizes)
+    ]
 
 
-def _ids(tenant: Tenant, request: Request, seed: int, worker: str) -> msgspec.Raw:
+def _sequence(worker: str, piece: int) -> str:
+    """A name for the random stream of each further input of a batch."""
+    return f"{worker}/{piece}" if piece else worker
+
+
+def _ids(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = "") -> msgspec.Raw:
     prefix = _prefix_tokens(tenant, request)
     ids = token_ids(prefix, _prefix_name(tenant), "prefix", seed=seed)
     ids += token_ids(request.input_tokens - prefix, *_own(tenant, request, worker), seed=seed)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from loadgen.failures import Failure, failures
 from loadgen.records import Attempt, Meta, Outcome, Run
 from loadgen.statistics import (
     Estimate,
@@ -84,6 +85,13 @@ class Summary(msgspec.Struct, frozen=True):
     fairness: float
     """Jain's index over the tenants' tokens."""
     cells: list[Cell]
+    failures: list[Failure] = []
+    """The reasons of attempts that were not served, the most frequent first."""
+
+    @property
+    def served(self) -> int:
+        """The number of requests that were served."""
+        return sum(c.ended(Outcome.SERVED) for c in self.cells if c.phase == WHOLE and c.tenant != EVERYONE)
 
     def cell(self, tenant: str, phase: str) -> Cell | None:
         """The cell of a tenant and phase."""
@@ -135,10 +143,15 @@ def token_pieces(attempts: Iterable[Attempt], *, prompts: bool) -> list[tuple[fl
         first = attempt.end_s if attempt.first_s is None else attempt.first_s
         if attempt.tokens:
             pieces.append((first, attempt.end_s, float(attempt.tokens)))
-            if prompts:
-                prompt = attempt.prompt_tokens or attempt.input_tokens
-                pieces.append((first, first, float(prompt)))
+        if prompts and (attempt.tokens or _is_read(attempt)):
+            prompt = attempt.prompt_tokens or attempt.input_tokens
+            pieces.append((first, first, float(prompt)))
     return pieces
+
+
+def _is_read(attempt: Attempt) -> bool:
+    """Whether it was served by an endpoint without output, such as embeddings."""
+    return attempt.outcome is Outcome.SERVED and not attempt.output_tokens
 
 
 def summarise(run: Run) -> Summary:
@@ -149,8 +162,9 @@ def summarise(run: Run) -> Summary:
     cells = [_cell(meta, name, span, attempts) for name, attempts in groups.items() for span in spans(meta)]
     totals = [float(sum(a.tokens for a in attempts if a.is_measured)) for attempts in by_tenant.values()]
     return Summary(
-        meta.label, meta.name, meta.seed, meta.complaints, meta.is_interrupted, jain(totals), cells
-    )
+        meta.label, meta.name, meta.seed, meta.complaints, meta.is_interrupted, jain(totals), cells,
+        failures(run.attempts),
+    )  # fmt: skip
 
 
 def _cell(meta: Meta, tenant: str, span: Span, attempts: Sequence[Attempt]) -> Cell:

@@ -10,16 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import uvloop
-
-from loadgen import report
 from loadgen.arrivals import offered_rate
 from loadgen.fields import ScenarioError
 from loadgen.rates.points import Point, point
-from loadgen.records import REPORT, SUMMARY, Run, load, save
-from loadgen.run import Order, perform
+from loadgen.records import Run
+from loadgen.run import Order
 from loadgen.scenario import Scenario, faster
-from loadgen.summary import summarise
+from loadgen.summary import Summary
 
 
 def own_rate(scenario: Scenario) -> float:
@@ -33,23 +30,12 @@ def own_rate(scenario: Scenario) -> float:
     return found
 
 
-def performed(order: Order) -> Run:
-    """Run to the end or to its interruption, and write the folder with all of its files."""
-    order.out.mkdir(parents=True, exist_ok=True)
-    uvloop.run(perform(order))
-    run = load(order.out)
-    summary = summarise(run)
-    save(order.out / SUMMARY, summary)
-    (order.out / REPORT).write_text(report.html(run, summary), encoding="utf-8")
-    return run
-
-
 @dataclass(slots=True)
 class Steps:
     """The runs so far. ``order`` is the run at the scenario's own rate."""
 
     order: Order
-    perform: Callable[[Order], Run] = performed
+    perform: Callable[[Order], tuple[Run, Summary]]
     clock: Callable[[], float] = time.monotonic
     runs: dict[float, list[Run]] = field(default_factory=dict)
     points: dict[float, Point] = field(default_factory=dict)
@@ -64,7 +50,7 @@ class Steps:
     def step(self, rate: float) -> Point | None:
         """Run once at a rate, and return the point of all its runs; ``None`` if the run was interrupted."""
         began = self.clock()
-        run = self.perform(self._order_of(rate))
+        run, _ = self.perform(self._order_of(rate))
         self._longest_s = max(self._longest_s, self.clock() - began)
         if run.meta.is_interrupted:
             self.is_interrupted = True
