@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from loadgen.failures import Failure, failures
 from loadgen.records import Attempt, Meta, Outcome, Run
 from loadgen.statistics import (
     Estimate,
@@ -27,6 +28,7 @@ from loadgen.statistics import (
 EVERYONE = "all tenants"
 WHOLE = "whole run"
 _WINDOW_S = 1.0
+_IMPATIENT = (Outcome.TIMEOUT, Outcome.CANCELLED)
 
 
 class Percentiles(msgspec.Struct, frozen=True):
@@ -83,6 +85,13 @@ class Summary(msgspec.Struct, frozen=True):
     fairness: float
     """Jain's index over the tenants' tokens."""
     cells: list[Cell]
+    failures: list[Failure] = []
+    """The reasons of attempts that were not served, the most frequent first."""
+
+    @property
+    def served(self) -> int:
+        """The number of requests that were served."""
+        return sum(c.ended(Outcome.SERVED) for c in self.cells if c.phase == WHOLE and c.tenant != EVERYONE)
 
     def cell(self, tenant: str, phase: str) -> Cell | None:
         """The cell of a tenant and phase."""
@@ -98,10 +107,11 @@ class Span(msgspec.Struct, frozen=True):
 
 
 def spans(meta: Meta) -> list[Span]:
-    """The whole run and the phases that it reached."""
-    until = min(meta.duration_s, max(meta.ended_s, _WINDOW_S))
-    reached = [Span(p.name, p.from_s, min(p.to_s, until)) for p in meta.phases if p.from_s < until]
-    return [Span(WHOLE, 0.0, until), *reached]
+    """The measured part of the run, and of the phases that it reached: without warm-up and cool-down."""
+    starts = meta.warm_up_s
+    until = min(meta.duration_s - meta.cool_down_s, max(meta.ended_s, starts + _WINDOW_S))
+    clipped = [Span(p.name, max(p.from_s, starts), min(p.to_s, until)) for p in meta.phases]
+    return [Span(WHOLE, starts, until), *(span for span in clipped if span.from_s < span.to_s)]
 
 
 def requests(attempts: Iterable[Attempt]) -> list[list[Attempt]]:
@@ -122,7 +132,7 @@ def first_token(last: Attempt, drain_s: float) -> tuple[float, bool] | None:
     waited = last.end_s - last.intended_s
     if last.outcome is Outcome.SERVED:
         return waited, False  # not streamed: the first token arrives with the last
-    gave_up = last.outcome is Outcome.TIMEOUT or (last.outcome is Outcome.CUT and waited >= drain_s > 0)
+    gave_up = last.outcome in _IMPATIENT or (last.outcome is Outcome.CUT and waited >= drain_s > 0)
     return (waited, True) if gave_up else None
 
 
@@ -133,10 +143,15 @@ def token_pieces(attempts: Iterable[Attempt], *, prompts: bool) -> list[tuple[fl
         first = attempt.end_s if attempt.first_s is None else attempt.first_s
         if attempt.tokens:
             pieces.append((first, attempt.end_s, float(attempt.tokens)))
-            if prompts:
-                prompt = attempt.prompt_tokens or attempt.input_tokens
-                pieces.append((first, first, float(prompt)))
+        if prompts and (attempt.tokens or _is_read(attempt)):
+            prompt = attempt.prompt_tokens or attempt.input_tokens
+            pieces.append((first, first, float(prompt)))
     return pieces
+
+
+def _is_read(attempt: Attempt) -> bool:
+    """Whether it was served by an endpoint without output, such as embeddings."""
+    return attempt.outcome is Outcome.SERVED and not attempt.output_tokens
 
 
 def summarise(run: Run) -> Summary:
@@ -145,10 +160,11 @@ def summarise(run: Run) -> Summary:
     by_tenant = {t.name: [a for a in run.attempts if a.tenant == t.name] for t in meta.tenants}
     groups = {**by_tenant, EVERYONE: run.attempts} if len(by_tenant) > 1 else by_tenant
     cells = [_cell(meta, name, span, attempts) for name, attempts in groups.items() for span in spans(meta)]
-    totals = [float(sum(attempt.tokens for attempt in attempts)) for attempts in by_tenant.values()]
+    totals = [float(sum(a.tokens for a in attempts if a.is_measured)) for attempts in by_tenant.values()]
     return Summary(
-        meta.label, meta.name, meta.seed, meta.complaints, meta.is_interrupted, jain(totals), cells
-    )
+        meta.label, meta.name, meta.seed, meta.complaints, meta.is_interrupted, jain(totals), cells,
+        failures(run.attempts),
+    )  # fmt: skip
 
 
 def _cell(meta: Meta, tenant: str, span: Span, attempts: Sequence[Attempt]) -> Cell:
