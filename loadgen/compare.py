@@ -12,10 +12,13 @@ from statistics import median
 
 import msgspec
 
+from loadgen import regressions as regression_words
 from loadgen import words
+from loadgen.goals import tenants
 from loadgen.page import page, plots, warning
 from loadgen.plots import Band, Bar, Frame, Series, curves, intervals
 from loadgen.records import Meta, Outcome, Run
+from loadgen.regressions import Regression, RegressionResult
 from loadgen.report import notes, percentile_points, waits_by_tenant
 from loadgen.statistics import Estimate, Windows, nice_width
 from loadgen.summary import EVERYONE, MEASURES, WHOLE, Cell, Summary, is_rate
@@ -94,7 +97,7 @@ def rows(compared: Sequence[Group]) -> list[Row]:
 def _row(tenant: str, phase: str, label: str, cells: list[Cell], first: list[Cell]) -> Row:
     asked = sum(cell.requests for cell in cells)
     served = sum(cell.ended(Outcome.SERVED) for cell in cells)
-    shed = sum(cell.ended(Outcome.SHED) + cell.ended(Outcome.UNAVAILABLE) for cell in cells)
+    shed = sum(cell.refused for cell in cells)
     measures = {name: made for name in MEASURES if (made := _compared(name, cells, first)) is not None}
     return Row(tenant, phase, label, len(cells), asked, served / asked if asked else 1.0, shed, measures)
 
@@ -113,6 +116,32 @@ def _compared(measure: str, cells: list[Cell], first: list[Cell]) -> Compared | 
         interval=made[0] if len(made) == 1 else None,
         ratio=middle / base if base > 0 else None,
     )
+
+
+def combined(made: Sequence[Estimate]) -> Estimate | None:
+    """One number of a label over its runs: the median, with the interval of a single run."""
+    if not made:
+        return None
+    return made[0] if len(made) == 1 else Estimate(median(estimate.value for estimate in made))
+
+
+def judge(regressions: Sequence[Regression], compared: Sequence[Group]) -> list[RegressionResult]:
+    """Each regression for each of its tenants in every label after the first, over whole runs.
+
+    Raises ``GoalError`` if one names no tenant and no tier of the runs.
+    """
+    known = list({t.name: t for g in compared for run in g.runs for t in run.meta.tenants}.values())
+    found = []
+    for regression in regressions:
+        read = regression.number.read
+        for name in tenants(regression.text, regression.who, known):
+            numbers = [
+                combined([made for cell in group.cells(name, WHOLE) if (made := read(cell)) is not None])
+                for group in compared
+            ]
+            for group, after in zip(compared[1:], numbers[1:], strict=True):
+                found.append(regression.result(name, group.label, numbers[0], after))
+    return found
 
 
 def _cell(measure: str, compared: Compared | None) -> str:
@@ -148,11 +177,19 @@ def _short_line(row: Row) -> list[str]:
     return [row.tenant, row.phase, row.label, f"{row.served:.1%}", str(row.shed), *flat]
 
 
-def text(compared: Sequence[Group]) -> str:
-    """The comparison for a terminal."""
+def text(compared: Sequence[Group], judged: Sequence[RegressionResult] = ()) -> str:
+    """The comparison for a terminal, with the results of ``--fail-if``."""
     lines = [_short_line(row) for row in rows(compared)]
     table = words.text_table(("tenant", "phase", "label", "served", "shed", *SHORT), lines, left=3)
-    return "\n".join([table, _legend(compared), *(f"! {note}" for note in _notes(compared))])
+    results = words.text_table(regression_words.HEAD, regression_words.rows(judged), left=3)
+    return "\n".join(
+        [
+            table,
+            _legend(compared),
+            *([results] if judged else []),
+            *(f"! {note}" for note in _notes(compared)),
+        ]
+    )
 
 
 def _legend(compared: Sequence[Group]) -> str:
@@ -171,8 +208,8 @@ def _notes(compared: Sequence[Group]) -> list[str]:
     ]
 
 
-def html(compared: Sequence[Group]) -> str:
-    """The comparison as a page."""
+def html(compared: Sequence[Group], judged: Sequence[RegressionResult] = ()) -> str:
+    """The comparison as a page, with the results of ``--fail-if``."""
     made = rows(compared)
     title = " / ".join(group.label for group in compared)
     tenants = list(dict.fromkeys(row.tenant for row in made if row.tenant != EVERYONE))
@@ -181,6 +218,7 @@ def html(compared: Sequence[Group]) -> str:
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(_setting(compared))}</p>',
         *map(warning, _notes(compared)),
+        *_regressions(judged),
         "<h2>In numbers</h2>",
         words.html_table((*_HEAD, *SHOWN), lines, _legend(compared), left=3),
         "<h2>99th percentile of the time to first token</h2>",
@@ -191,6 +229,14 @@ def html(compared: Sequence[Group]) -> str:
         plots([_over_time(tenant, compared) for tenant in tenants], pairs=True),
     ]
     return page(f"{title}: comparison of runs", parts)
+
+
+def _regressions(judged: Sequence[RegressionResult]) -> list[str]:
+    if not judged:
+        return []
+    note = "Against the first label. Square brackets: the 95 % confidence interval."
+    lines = regression_words.rows(judged)
+    return ["<h2>Regressions</h2>", words.html_table(regression_words.HEAD, lines, note, left=3)]
 
 
 def _setting(compared: Sequence[Group]) -> str:

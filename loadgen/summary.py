@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
 
 import msgspec
 
 from loadgen.failures import Failure, failures
-from loadgen.records import Attempt, Meta, Outcome, Run
+from loadgen.records import FAILED, REFUSED, Attempt, Meta, Outcome, Run
+from loadgen.slo import time_per_token, verdict
 from loadgen.statistics import (
     Estimate,
     Windows,
@@ -32,11 +34,25 @@ _IMPATIENT = (Outcome.TIMEOUT, Outcome.CANCELLED)
 
 
 class Percentiles(msgspec.Struct, frozen=True):
-    """Three points of a distribution, in seconds; ``None`` without observations."""
+    """Points of a distribution and its mean, in seconds; ``None`` without observations."""
 
-    p50: Estimate | None
-    p95: Estimate | None
-    p99: Estimate | None
+    p50: Estimate | None = None
+    p90: Estimate | None = None
+    p95: Estimate | None = None
+    p99: Estimate | None = None
+    mean: Estimate | None = None
+
+
+class Goodput(msgspec.Struct, frozen=True):
+    """The requests that were served within their tenant's ``slo``."""
+
+    met: int
+    missed: int
+    """Served too late, refused or failed. Requests that the end of the run cut count as neither."""
+    per_s: Estimate
+    """Requests per second that met it."""
+    share: Estimate | None
+    """Their share of all requests; ``None`` without requests."""
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +67,10 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """Requests by the outcome of their last attempt."""
     reasons: dict[str, int]
     """Attempts that were refused or failed, by reason."""
+    refusals: dict[str, int]
+    """Requests that were refused in the end, by reason."""
+    failures: dict[str, int]
+    """Requests that failed in the end, by kind and reason, as in ``broken: stream ended early``."""
     bounds: int
     """The number of times to first token that are lower bounds only."""
     short: int
@@ -60,18 +80,34 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     ttft_sent: Percentiles
     """Time to first token from the sending of the served attempt: the server's part."""
     e2e: Percentiles
-    """Time until the last token of served requests."""
+    """Time until the end of the response of served requests, from the due time."""
+    tpot: Percentiles
+    """Time per output token after the first, of served requests, by the engine's count of tokens."""
+    uncounted: int
+    """Streamed and served requests for which the engine did not report its count of output tokens."""
     gap_p50_s: float | None
-    """Time between tokens, over all tokens."""
+    """Time between events with tokens, over all events. An event may carry several tokens."""
     gap_p99_s: float | None
     output_tokens_per_s: Estimate | None
     """Output tokens of all requests within the phase."""
     tokens_per_s: Estimate | None
     """The same with prompts. A prompt counts at the time of its first output token."""
+    goodput: Goodput | None
+    """``None`` if no tenant of the cell has an ``slo``."""
 
     def ended(self, outcome: Outcome) -> int:
         """The number of requests with this outcome."""
         return self.outcomes.get(outcome, 0)
+
+    @property
+    def refused(self) -> int:
+        """The number of requests that were refused in the end."""
+        return sum(self.ended(outcome) for outcome in REFUSED)
+
+    @property
+    def failed(self) -> int:
+        """The number of requests that failed in the end."""
+        return sum(self.ended(outcome) for outcome in FAILED)
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -182,21 +218,45 @@ def _cell(meta: Meta, tenant: str, span: Span, attempts: Sequence[Attempt]) -> C
         attempts=len(due),
         outcomes=dict(Counter(attempt.outcome for attempt in last)),
         reasons=dict(Counter(attempt.reason for attempt in due if attempt.reason)),
+        refusals=dict(Counter(a.reason for a in last if a.outcome in REFUSED)),
+        failures=dict(Counter(_failure(a) for a in last if a.outcome in FAILED)),
         bounds=sum(is_bound for _, is_bound in waits),
         short=sum(0 < attempt.tokens < attempt.output_tokens for attempt in served),
         ttft=_percentiles(wait for wait, _ in waits),
         ttft_sent=_percentiles(a.first_s - a.sent_s for a in last if a.first_s is not None),
         e2e=_percentiles(attempt.end_s - attempt.intended_s for attempt in served),
+        tpot=_percentiles(value for a in served if (value := time_per_token(a)) is not None),
+        uncounted=sum(a.first_s is not None and not a.is_counted for a in served),
         gap_p50_s=histogram_percentile(gaps, 0.5),
         gap_p99_s=histogram_percentile(gaps, 0.99),
         output_tokens_per_s=_rate(meta, span, token_pieces(attempts, prompts=False)),
         tokens_per_s=_rate(meta, span, token_pieces(attempts, prompts=True)),
+        goodput=_goodput(meta, tenant, span, last),
     )
+
+
+def _failure(last: Attempt) -> str:
+    return f"{last.outcome.value}: {last.reason}" if last.reason else last.outcome.value
+
+
+def _goodput(meta: Meta, name: str, span: Span, last: Iterable[Attempt]) -> Goodput | None:
+    slos = {t.name: t.slo for t in meta.tenants if t.slo is not None and name in (t.name, EVERYONE)}
+    if not slos:
+        return None
+    verdicts = [
+        verdict(attempt, first_token(attempt, meta.drain_s), slo)
+        for attempt in last
+        if (slo := slos.get(attempt.tenant)) is not None
+    ]
+    met, missed = verdicts.count(True), verdicts.count(False)
+    share = Estimate(met / (met + missed)) if met + missed else None
+    return Goodput(met, missed, Estimate(met / (span.to_s - span.from_s)), share)
 
 
 def _percentiles(values: Iterable[float]) -> Percentiles:
     ordered = sorted(values)
-    return Percentiles(*(percentile_estimate(ordered, share) for share in (0.5, 0.95, 0.99)))
+    p50, p90, p95, p99 = (percentile_estimate(ordered, share) for share in (0.5, 0.9, 0.95, 0.99))
+    return Percentiles(p50, p90, p95, p99, Estimate(fmean(ordered)) if ordered else None)
 
 
 def _rate(meta: Meta, span: Span, pieces: list[tuple[float, float, float]]) -> Estimate | None:
@@ -234,14 +294,17 @@ MEASURES: dict[str, Measure] = {
     "TTFT p99": lambda cell: cell.ttft.p99,
     "gap p50": _plain(lambda cell: cell.gap_p50_s),
     "gap p99": _plain(lambda cell: cell.gap_p99_s),
+    "TPOT p50": lambda cell: cell.tpot.p50,
+    "TPOT p99": lambda cell: cell.tpot.p99,
     "e2e p50": lambda cell: cell.e2e.p50,
     "e2e p99": lambda cell: cell.e2e.p99,
     "out tok/s": lambda cell: cell.output_tokens_per_s,
     "tok/s": lambda cell: cell.tokens_per_s,
+    "goodput/s": lambda cell: cell.goodput.per_s if cell.goodput is not None else None,
 }
 """The columns of tables. Those with a slash are rates; the others are seconds."""
 
 
 def is_rate(measure: str) -> bool:
-    """Whether the column is a rate in tokens per second, where more is better."""
+    """Whether the column is a rate, where more is better: tokens or requests per second."""
     return "/" in measure

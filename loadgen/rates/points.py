@@ -97,7 +97,7 @@ def pooled(runs: Sequence[Run]) -> Run:
     return Run(runs[0].folder, msgspec.structs.replace(meta, **changed), attempts, [])
 
 
-_TIMES = ("intended_s", "due_s", "sent_s", "first_s", "end_s")
+_TIMES = ("intended_s", "due_s", "sent_s", "first_s", "last_s", "end_s")
 """The fields of an attempt that count from the start of its run."""
 
 
