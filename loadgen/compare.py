@@ -1,7 +1,7 @@
 """Comparison of runs: a row for each tenant, phase and label, with ratios to the first label. Pure.
 
-Runs with the same label differ only in the seed. A label with several runs has a median and a worst value. A
-label with one run has a confidence interval.
+Runs with the same label differ only in the seed. A label with several runs has a median, its interval across
+the runs, and a worst value. A label with one run has the interval of that run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import msgspec
 from loadgen import regressions as regression_words
 from loadgen import words
 from loadgen.goals import tenants
+from loadgen.intervals import LEAST_RUNS, across
 from loadgen.page import page, plots, warning
 from loadgen.plots import Band, Bar, Frame, Series, curves, intervals
 from loadgen.records import Meta, Outcome, Run
@@ -33,10 +34,10 @@ class Compared(msgspec.Struct, frozen=True):
     """One number of one label over its runs, and its ratio to the first label."""
 
     median: float
-    worst: float
-    """The largest latency, the smallest rate."""
-    interval: Estimate | None
-    """The interval of a single run."""
+    worst: float | None
+    """The largest latency or the smallest rate of several runs; ``None`` for a single run."""
+    interval: Estimate
+    """The median with the interval of a single run, or with the interval across several."""
     ratio: float | None
     """The ratio of the medians; ``None`` for the first label, and if the first label has no number."""
 
@@ -108,21 +109,15 @@ def _compared(measure: str, cells: list[Cell], first: list[Cell]) -> Compared | 
     if not made:
         return None
     values = [estimate.value for estimate in made]
-    middle = median(values)
+    over_all = across(made)
+    assert over_all is not None, "there is an estimate"
     base = median(against) if against else 0.0
     return Compared(
-        median=middle,
-        worst=min(values) if is_rate(measure) else max(values),
-        interval=made[0] if len(made) == 1 else None,
-        ratio=middle / base if base > 0 else None,
+        median=over_all.value,
+        worst=None if len(values) == 1 else min(values) if is_rate(measure) else max(values),
+        interval=over_all,
+        ratio=over_all.value / base if base > 0 else None,
     )
-
-
-def combined(made: Sequence[Estimate]) -> Estimate | None:
-    """One number of a label over its runs: the median, with the interval of a single run."""
-    if not made:
-        return None
-    return made[0] if len(made) == 1 else Estimate(median(estimate.value for estimate in made))
 
 
 def judge(regressions: Sequence[Regression], compared: Sequence[Group]) -> list[RegressionResult]:
@@ -136,7 +131,7 @@ def judge(regressions: Sequence[Regression], compared: Sequence[Group]) -> list[
         read = regression.number.read
         for name in tenants(regression.text, regression.who, known):
             numbers = [
-                combined([made for cell in group.cells(name, WHOLE) if (made := read(cell)) is not None])
+                across([made for cell in group.cells(name, WHOLE) if (made := read(cell)) is not None])
                 for group in compared
             ]
             for group, after in zip(compared[1:], numbers[1:], strict=True):
@@ -151,9 +146,10 @@ def _cell(measure: str, compared: Compared | None) -> str:
     value = words.estimate(Estimate(compared.median), rate=rate)
     if compared.ratio is not None:
         value += f" ({compared.ratio:.2f}x)"
-    if compared.interval is not None:
-        return f"{value}\n{words.interval(compared.interval, rate=rate)}"
-    return f"{value}\nworst {words.estimate(Estimate(compared.worst), rate=rate)}"
+    small = [words.interval(compared.interval, rate=rate)]
+    if compared.worst is not None:
+        small.append(f"worst {words.estimate(Estimate(compared.worst), rate=rate)}")
+    return f"{value}\n{', '.join(filter(None, small))}"
 
 
 def _line(row: Row) -> list[str]:
@@ -195,7 +191,7 @@ def text(compared: Sequence[Group], judged: Sequence[RegressionResult] = ()) -> 
 def _legend(compared: Sequence[Group]) -> str:
     return (
         f"In round brackets: the ratio to {compared[0].label}. Below or in square brackets: the 95 % "
-        "confidence interval of a single run, the worst of several."
+        f"confidence interval, within a single run or across {LEAST_RUNS} and more; the worst of several."
     )
 
 
@@ -222,8 +218,8 @@ def html(compared: Sequence[Group], judged: Sequence[RegressionResult] = ()) -> 
         "<h2>In numbers</h2>",
         words.html_table((*_HEAD, *SHOWN), lines, _legend(compared), left=3),
         "<h2>99th percentile of the time to first token</h2>",
-        '<p class="soft note">Lines: the 95 % confidence interval of a single run, or from the median of '
-        "several to the worst.</p>",
+        '<p class="soft note">Lines: the 95 % confidence interval, within a single run or across several '
+        "runs.</p>",
         plots([_bars(tenant, made, compared) for tenant in tenants], pairs=True),
         "<h2>The same over time</h2>",
         plots([_over_time(tenant, compared) for tenant in tenants], pairs=True),
@@ -255,8 +251,7 @@ def _bars(tenant: str, made: Sequence[Row], compared: Sequence[Group]) -> str:
         if row.tenant != tenant or number is None:
             continue
         name = row.label if row.phase == WHOLE else f"{row.label}, {row.phase}"
-        made_of = number.interval
-        low, high = (made_of.low, made_of.high) if made_of is not None else (None, number.worst)
+        low, high = number.interval.low, number.interval.high
         note = _cell("TTFT p99", number).partition("\n")[2]
         bars.append(Bar(name, number.median, low, high, colours[row.label], note))
     return intervals(tenant, bars, unit="s", is_log=True)

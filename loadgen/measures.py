@@ -53,10 +53,7 @@ def _seconds(read: Callable[[Cell], float | None]) -> Metric:
     return Metric(Kind.TIME, estimate)
 
 
-def _requests(count: Callable[[Cell], int]) -> dict[str, Metric]:
-    def share(cell: Cell) -> Estimate | None:
-        return Estimate(count(cell) / cell.requests) if cell.requests else None
-
+def _requests(count: Callable[[Cell], int], share: Read) -> dict[str, Metric]:
     return {
         "share": Metric(Kind.SHARE, share),
         "count": Metric(Kind.COUNT, lambda cell: Estimate(float(count(cell)))),
@@ -75,9 +72,9 @@ METRICS: dict[str, dict[str, Metric]] = {
     },
     "output_tokens": {"rate": Metric(Kind.RATE, lambda cell: cell.output_tokens_per_s)},
     "tokens": {"rate": Metric(Kind.RATE, lambda cell: cell.tokens_per_s)},
-    "served": _requests(lambda cell: cell.ended(Outcome.SERVED)),
-    "refused": _requests(lambda cell: cell.refused),
-    "failed": _requests(lambda cell: cell.failed),
+    "served": _requests(lambda cell: cell.ended(Outcome.SERVED), lambda cell: cell.served_share),
+    "refused": _requests(lambda cell: cell.refused, lambda cell: cell.refused_share),
+    "failed": _requests(lambda cell: cell.failed, lambda cell: cell.failed_share),
 }
 """Every number that a goal may name, by metric and statistic."""
 
@@ -97,6 +94,6 @@ def shown(estimate: Estimate | None, kind: Kind) -> str:
         return "nothing measured"
     value = written(estimate.value, kind)
     if estimate.low is None and estimate.high is None:
-        return value
+        return f"{value} (no interval: {estimate.reason})" if estimate.reason else value
     low, high = (written(end, kind) if end is not None else "?" for end in (estimate.low, estimate.high))
     return f"{value} [{low} to {high}]"

@@ -58,6 +58,11 @@ def notes(meta: Meta, summary: Summary) -> list[str]:
             f"{uncounted} streams had no usage of the engine; they have no time per output token, and each "
             "event counts as one token."
         )
+    unbounded = [(cell.tenant, cell.ttft.p99) for cell in totals if cell.ttft.p99 is not None]
+    if why := [f"{name}: {p99.reason}" for name, p99 in unbounded if p99.high is None]:
+        found.append(
+            f"TTFT p99 has no upper bound ({'. '.join(why)}). Run longer, or compare runs of several seeds."
+        )
     found += [f"{count} reads of {url} failed." for url, count in meta.unread_states.items()]
     failed = [fault for fault in meta.faults if fault.result != "done"]
     return found + [f"The fault '{fault.what}' {fault.result}." for fault in failed]
@@ -174,9 +179,9 @@ def _numbers(summary: Summary) -> str:
         for cell in summary.cells
     ]
     caption = (
-        "Latencies count from when a request was due. Small: the 95 % confidence interval; ? where there are "
-        "too few requests to bound it. Shed: 429 and 503. Failed: errors, broken connections, timeouts, "
-        "preempted, cut by the run's end."
+        "Latencies count from when a request was due. Small: the 95 % confidence interval; ? where too few "
+        "independent requests bound it. Requests that wait together count as few. Shed: 429 and 503. Failed: "
+        "errors, broken connections, timeouts, preempted, cut by the run's end."
     )
     return words.html_table((*_HEAD, *MEASURES), rows, caption)
 

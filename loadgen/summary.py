@@ -10,27 +10,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from statistics import fmean
 
 import msgspec
 
+from loadgen import intervals
 from loadgen.failures import Failure, failures
 from loadgen.records import FAILED, REFUSED, Attempt, Meta, Outcome, Run
 from loadgen.slo import time_per_token, verdict
 from loadgen.statistics import (
     Estimate,
     Windows,
-    bootstrap,
     histogram_percentile,
     jain,
     merged,
-    percentile_estimate,
 )
 
 EVERYONE = "all tenants"
 WHOLE = "whole run"
-_WINDOW_S = 1.0
 _IMPATIENT = (Outcome.TIMEOUT, Outcome.CANCELLED)
+_LEAST_S = 1.0
+_WINDOWS = 100
+"""The windows of a rate. Their width does not matter, because their batches decide the interval."""
 
 
 class Percentiles(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ class Goodput(msgspec.Struct, frozen=True):
     met: int
     missed: int
     """Served too late, refused or failed. Requests that the end of the run cut count as neither."""
-    per_s: Estimate
+    per_s: Estimate | None
     """Requests per second that met it."""
     share: Estimate | None
     """Their share of all requests; ``None`` without requests."""
@@ -73,6 +73,10 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that failed in the end, by kind and reason, as in ``broken: stream ended early``."""
     bounds: int
     """The number of times to first token that are lower bounds only."""
+    served_share: Estimate | None
+    """The share of the requests with this end; ``None`` without requests."""
+    refused_share: Estimate | None
+    failed_share: Estimate | None
     short: int
     """Requests served with fewer tokens than requested: the engine did not obey ``ignore_eos``."""
     ttft: Percentiles
@@ -145,7 +149,7 @@ class Span(msgspec.Struct, frozen=True):
 def spans(meta: Meta) -> list[Span]:
     """The measured part of the run, and of the phases that it reached: without warm-up and cool-down."""
     starts = meta.warm_up_s
-    until = min(meta.duration_s - meta.cool_down_s, max(meta.ended_s, starts + _WINDOW_S))
+    until = min(meta.duration_s - meta.cool_down_s, max(meta.ended_s, starts + _LEAST_S))
     clipped = [Span(p.name, max(p.from_s, starts), min(p.to_s, until)) for p in meta.phases]
     return [Span(WHOLE, starts, until), *(span for span in clipped if span.from_s < span.to_s)]
 
@@ -206,7 +210,8 @@ def summarise(run: Run) -> Summary:
 def _cell(meta: Meta, tenant: str, span: Span, attempts: Sequence[Attempt]) -> Cell:
     due = [a for a in attempts if span.from_s <= a.intended_s < span.to_s]
     tries = requests(due)
-    last = [attempts[-1] for attempts in tries]
+    # Intervals need the order in which the requests were due, and the files have the order of the ends.
+    last = sorted((attempts[-1] for attempts in tries), key=lambda attempt: attempt.intended_s)
     waits = [wait for attempt in last if (wait := first_token(attempt, meta.drain_s)) is not None]
     served = [attempt for attempt in last if attempt.outcome is Outcome.SERVED]
     gaps = merged(attempt.gaps for attempt in due)
@@ -221,6 +226,9 @@ def _cell(meta: Meta, tenant: str, span: Span, attempts: Sequence[Attempt]) -> C
         refusals=dict(Counter(a.reason for a in last if a.outcome in REFUSED)),
         failures=dict(Counter(_failure(a) for a in last if a.outcome in FAILED)),
         bounds=sum(is_bound for _, is_bound in waits),
+        served_share=intervals.share([a.outcome is Outcome.SERVED for a in last]),
+        refused_share=intervals.share([a.outcome in REFUSED for a in last]),
+        failed_share=intervals.share([a.outcome in FAILED for a in last]),
         short=sum(0 < attempt.tokens < attempt.output_tokens for attempt in served),
         ttft=_percentiles(wait for wait, _ in waits),
         ttft_sent=_percentiles(a.first_s - a.sent_s for a in last if a.first_s is not None),
@@ -229,8 +237,8 @@ def _cell(meta: Meta, tenant: str, span: Span, attempts: Sequence[Attempt]) -> C
         uncounted=sum(a.first_s is not None and not a.is_counted for a in served),
         gap_p50_s=histogram_percentile(gaps, 0.5),
         gap_p99_s=histogram_percentile(gaps, 0.99),
-        output_tokens_per_s=_rate(meta, span, token_pieces(attempts, prompts=False)),
-        tokens_per_s=_rate(meta, span, token_pieces(attempts, prompts=True)),
+        output_tokens_per_s=_rate(span, token_pieces(attempts, prompts=False)),
+        tokens_per_s=_rate(span, token_pieces(attempts, prompts=True)),
         goodput=_goodput(meta, tenant, span, last),
     )
 
@@ -243,32 +251,37 @@ def _goodput(meta: Meta, name: str, span: Span, last: Iterable[Attempt]) -> Good
     slos = {t.name: t.slo for t in meta.tenants if t.slo is not None and name in (t.name, EVERYONE)}
     if not slos:
         return None
-    verdicts = [
-        verdict(attempt, first_token(attempt, meta.drain_s), slo)
-        for attempt in last
-        if (slo := slos.get(attempt.tenant)) is not None
-    ]
-    met, missed = verdicts.count(True), verdicts.count(False)
-    share = Estimate(met / (met + missed)) if met + missed else None
-    return Goodput(met, missed, Estimate(met / (span.to_s - span.from_s)), share)
+    windows = Windows(span.to_s - span.from_s, (span.to_s - span.from_s) / _WINDOWS)
+    counts = [0.0] * windows.count
+    verdicts = []
+    for attempt in last:
+        slo = slos.get(attempt.tenant)
+        made = verdict(attempt, first_token(attempt, meta.drain_s), slo) if slo is not None else None
+        if made is None:
+            continue
+        verdicts.append(made)
+        if made and (index := windows.index(attempt.intended_s - span.from_s)) is not None:
+            counts[index] += 1
+    per_s = intervals.rate(counts, windows.width_s)
+    return Goodput(sum(verdicts), len(verdicts) - sum(verdicts), per_s, intervals.share(verdicts))
 
 
 def _percentiles(values: Iterable[float]) -> Percentiles:
-    ordered = sorted(values)
-    p50, p90, p95, p99 = (percentile_estimate(ordered, share) for share in (0.5, 0.9, 0.95, 0.99))
-    return Percentiles(p50, p90, p95, p99, Estimate(fmean(ordered)) if ordered else None)
+    """Points of the distribution of values in the order of the requests."""
+    series = intervals.Series(list(values))
+    p50, p90, p95, p99 = series.percentiles((0.5, 0.9, 0.95, 0.99))
+    return Percentiles(p50, p90, p95, p99, series.mean())
 
 
-def _rate(meta: Meta, span: Span, pieces: list[tuple[float, float, float]]) -> Estimate | None:
-    """Tokens per second within a span, with an interval from the rates of single seconds."""
+def _rate(span: Span, pieces: list[tuple[float, float, float]]) -> Estimate | None:
+    """Tokens per second within a span."""
     shifted = [(start - span.from_s, end - span.from_s, amount) for start, end, amount in pieces]
     kept = [piece for piece in shifted if piece[1] >= 0 and piece[0] >= 0] + [
         _clipped(piece) for piece in shifted if piece[0] < 0 < piece[1]
     ]
     length = span.to_s - span.from_s
-    # The windows fill the span exactly, because a shorter last window would look slow.
-    width = length / max(round(length / _WINDOW_S), 1)
-    return bootstrap([tokens / width for tokens in Windows(length, width).spread(kept)], meta.seed)
+    windows = Windows(length, length / _WINDOWS)
+    return intervals.rate(windows.spread(kept), windows.width_s)
 
 
 def _clipped(piece: tuple[float, float, float]) -> tuple[float, float, float]:
