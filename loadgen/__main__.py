@@ -16,15 +16,16 @@ from urllib.parse import urlsplit
 from loadgen import reading
 from loadgen.fields import ScenarioError
 from loadgen.rates.options import add_sweep_options
-from loadgen.records import RunUnreadable
+from loadgen.records import RunUnreadable, TenantMeta
 from loadgen.scenario import Scenario, faster, lasting, unmeasured
 from runtime.build import add_version
 
 if TYPE_CHECKING:
+    from loadgen.goals import Goal
     from loadgen.run import Order
 
 FAILED = 1
-"""A goal was missed, a regression was found, nothing was served, or a process of the run failed."""
+"""Nothing was served, a process of the run failed, a goal was missed, or a regression found."""
 USAGE_ERROR = 2
 INTERRUPTED = 130
 MOST_PROCESSES = 256
@@ -77,7 +78,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_order(sweep)
     add_sweep_options(sweep)
-    sweep.set_defaults(fail_on=[])
     compare = commands.add_parser("compare", help="compare runs; those with one label form a group")
     compare.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     compare.add_argument("--out", type=Path, help="an HTML file to write")
@@ -201,31 +201,31 @@ def _run(arguments: argparse.Namespace) -> int:
     from loadgen.performing import performed  # noqa: PLC0415
     from loadgen.records import REPORT  # noqa: PLC0415
 
-    order = _order(arguments)
     asked = [goals.parse(text) for text in arguments.fail_on]
-    run, summary = performed(order, arguments.processes, asked)
-    judged = goals.judge(asked, summary, run.meta.tenants)
-    print(report.text(run.meta, summary, judged))
+    order = _order(arguments, asked)
+    done = performed(order, arguments.processes, asked)
+    print(report.text(done.run.meta, done.summary, done.goals))
     print(f"The report is {order.out / REPORT}")
-    if run.meta.is_interrupted:
+    if done.run.meta.is_interrupted:
         return INTERRUPTED
-    is_missed = any(not result.is_met for result in judged)
-    return FAILED if is_missed or not summary.served else 0
+    is_missed = any(not result.is_met for result in done.goals)
+    return FAILED if is_missed or not done.summary.served else 0
 
 
-def _order(arguments: argparse.Namespace) -> Order:
-    """The run that the options describe, after a request to each server that it needs."""
+def _order(arguments: argparse.Namespace, asked: Sequence[Goal] = ()) -> Order:
+    """The run that the options describe, after a request to each server that it needs.
+
+    Raises ``ScenarioError`` for goals ``asked`` that it cannot be judged by.
+    """
     import uvloop  # noqa: PLC0415
 
     from loadgen import goals  # noqa: PLC0415
     from loadgen.probe import probe  # noqa: PLC0415
-    from loadgen.records import TenantMeta  # noqa: PLC0415
     from loadgen.run import Order  # noqa: PLC0415
 
     scenario = _scenario(arguments)
     _check_order(scenario, arguments)
-    known = [TenantMeta(tenant.name, tenant.tier, tenant.slo) for tenant in scenario.tenants]
-    goals.check([goals.parse(text) for text in arguments.fail_on], known)
+    goals.check(asked, [TenantMeta(tenant.name, tenant.tier, tenant.slo) for tenant in scenario.tenants])
     uvloop.run(probe(scenario, arguments.url))
     return Order(
         scenario,
@@ -244,7 +244,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from loadgen.rates.steps import Steps  # noqa: PLC0415
     from loadgen.rates.sweep import sweep  # noqa: PLC0415
 
-    steps = Steps(_order(arguments), partial(performed, processes=arguments.processes))
+    steps = Steps(_order(arguments), lambda order: performed(order, arguments.processes).run)
     result = sweep(steps, arguments, partial(print, flush=True))
     print(outcome.told(steps, result))
     return INTERRUPTED if steps.is_interrupted else 0

@@ -232,6 +232,14 @@ LONGEST_WAIT_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
+class Header:
+    """A header of requests. Its value may be a secret, so results contain the name only."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class Slo:
     """A tenant's goals for each request, in milliseconds; ``None`` for no goal. Named as in pool files.
 
@@ -242,14 +250,6 @@ class Slo:
     tpot_ms: float | None = None
     """Time per output token after the first."""
     e2e_ms: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """A header of requests. Its value may be a secret, so results contain the name only."""
-
-    name: str
-    value: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ def time_per_token(last: Attempt, *, counted: bool = True) -> float | None:
 
 
 def verdict(last: Attempt, first: tuple[float, bool] | None, slo: Slo) -> bool | None:
-    """Whether a request was served within all goals; ``None`` if it ended before it could be judged.
+    """Whether a request was served within all goals; ``None`` if the run or its client ended it in time.
 
     ``first`` is its time to first token, from `summary.first_token`. Refused and failed requests do not meet
-    the goals. A request that was cancelled or cut does not if it was late already.
+    the goals. A cut or cancelled request does not if it had waited longer than a goal.
     """
     total_s = last.end_s - last.intended_s
     waited_s = total_s if first is None else first[0]

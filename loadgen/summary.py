@@ -28,10 +28,10 @@ from loadgen.statistics import (
 
 EVERYONE = "all tenants"
 WHOLE = "whole run"
+_IMPATIENT = (Outcome.TIMEOUT, Outcome.CANCELLED)
 _LEAST_S = 1.0
 _WINDOWS = 100
 """The windows of a rate. Their width does not matter, because their batches decide the interval."""
-_IMPATIENT = (Outcome.TIMEOUT, Outcome.CANCELLED)
 
 
 class Percentiles(msgspec.Struct, frozen=True):
