@@ -15,7 +15,8 @@ def test_an_unknown_bound_counts_as_infinite_and_is_not_a_bound() -> None:
     count.add((1.0, 3.0), 2.0)
     count.add((1.0, float("inf")), 2.0)
     count.add((3.0, 4.0), 2.0)
-    assert (count.runs, count.hits, count.bounded) == (3, 2, 2)
+    assert (count.runs, count.hits, count.bounded, count.bounded_hits) == (3, 2, 2, 1)
+    assert count.written == "67% (67%, 50%)"
 
 
 @pytest.mark.parametrize("method", METHODS)
