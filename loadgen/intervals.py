@@ -27,8 +27,8 @@ _PROBES = (0.5, 0.9)
 """The percentiles whose batches say how much the observations depend on each other."""
 _WIDER = 1.5
 _WIDER_MEAN = 10.0
-"""An interval is wider by these factors times ``BATCHES`` per independent observation, beyond independent data.
-A mean of few independent observations needs more, because it rarely contains the rare long waits."""
+"""An interval is wider by these factors times ``BATCHES`` per independent observation, beyond independent
+data. A mean of few independent observations needs more, because it rarely has the rare long waits."""
 _INHERITED = 0.5
 """A high percentile has few requests above it, so it takes this share of the dependence of the probes."""
 _LEAST_EFFECT = 0.8
