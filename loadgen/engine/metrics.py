@@ -43,6 +43,9 @@ def _lines(scheduler: Scheduler, started_at: float, now: float) -> Iterator[str]
     yield from _family("vllm:admission_rejections_total", "counter", {"model_name": model.name}, rejections)
     for name, histogram in _histograms(counted):
         yield from _histogram(f"vllm:{name}", labels, histogram)
+    # The simulator's own error, which a real engine does not have.
+    yield from _histogram("loadgen_engine_step_delay_seconds", labels, counted.step_delay)
+    yield from _plain("loadgen_engine_lost_seconds_total", "counter", labels, counted.lost_s)
     yield from _plain("vllm:cache_config_info", "gauge", labels | _cache_labels(model), 1)
     if model.max_loras:
         # Like vLLM, it has no label for the model, and its value is the time of the last update.

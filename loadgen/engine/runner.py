@@ -60,7 +60,9 @@ class Runner:
         """Compute the step due at ``due``. Returns the due time of the next one."""
         now = self.clock()
         plan = self.scheduler.plan(now)
-        end = max(due, now - CATCH_UP_S) + self.scheduler.model.costs.seconds(
+        begin = max(due, now - CATCH_UP_S)
+        self.scheduler.statistics.lost_s += begin - due
+        end = begin + self.scheduler.model.costs.seconds(
             decoding=plan.decoding, prefilled=plan.prefilled, started=plan.started, chance=self._chance
         )
         await asyncio.sleep(end - now)
@@ -68,4 +70,9 @@ class Runner:
             event, every_token = self._listeners[sequence]
             if every_token or sequence.ending is not None:
                 event.set()
+        # The tasks that were just woken write their tokens before this call.
+        asyncio.get_running_loop().call_soon(self._delivered, end)
         return end
+
+    def _delivered(self, planned_end: float) -> None:
+        self.scheduler.statistics.step_delay.observe(max(self.clock() - planned_end, 0.0))
