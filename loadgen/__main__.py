@@ -14,13 +14,14 @@ from urllib.parse import urlsplit
 from loadgen import reading
 from loadgen.fields import ScenarioError
 from loadgen.records import RunUnreadable
-from loadgen.scenario import Scenario, faster, lasting
+from loadgen.scenario import Scenario, faster, lasting, unmeasured
 from runtime.build import add_version
 
 FAILED = 1
-"""Nothing was served."""
+"""Nothing was served, or a process of the run failed."""
 USAGE_ERROR = 2
 INTERRUPTED = 130
+MOST_PROCESSES = 256
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--label", default="", help="the run's name in comparisons (default: --out's name)")
     run.add_argument("--allow-faults", action="store_true", help="run the commands of the scenario's faults")
     run.add_argument("--skip-faults", action="store_true", help="run the scenario without its faults")
+    run.add_argument(
+        "--processes",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="send the same requests from N processes, for loads beyond one core (default: 1)",
+    )
     _add_changes(run)
     compare = commands.add_parser("compare", help="compare runs; those with one label form a group")
     compare.add_argument("folders", type=Path, nargs="+", metavar="DIR")
@@ -84,8 +92,20 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
         "--duration",
         type=_factor,
         metavar="SECONDS",
-        help="another duration; phases, faults, ramps and pauses scale with it",
+        help="another duration; phases, faults, ramps, pauses, warm-up and cool-down scale with it",
     )
+    parser.add_argument(
+        "--warm-up", type=_span, metavar="SECONDS", help="requests of this time from the start do not count"
+    )
+    parser.add_argument(
+        "--cool-down", type=_span, metavar="SECONDS", help="requests of this time before the end do not count"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_PROCESSES:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to {MOST_PROCESSES}")
+    return int(text)
 
 
 def _factor(text: str) -> float:
@@ -95,13 +115,28 @@ def _factor(text: str) -> float:
     return value
 
 
+def _span(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return value
+
+
 def _scenario(arguments: argparse.Namespace) -> Scenario:
     scenario = reading.read(arguments.scenario, os.environ)
     if arguments.seed is not None:
         scenario = replace(scenario, seed=arguments.seed)
     if arguments.scale_rate is not None:
         scenario = faster(scenario, arguments.scale_rate)
-    return lasting(scenario, arguments.duration) if arguments.duration is not None else scenario
+    if arguments.duration is not None:
+        scenario = lasting(scenario, arguments.duration)
+    if arguments.warm_up is not None:
+        scenario = replace(scenario, warm_up_s=arguments.warm_up)
+    if arguments.cool_down is not None:
+        scenario = replace(scenario, cool_down_s=arguments.cool_down)
+    if problem := unmeasured(scenario.duration_s, scenario.warm_up_s, scenario.cool_down_s):
+        raise ScenarioError(f"{arguments.scenario} {problem}; give a longer --duration, or less --warm-up")
+    return scenario
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -117,8 +152,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from loadgen import report  # noqa: PLC0415
     from loadgen.probe import ServerUnusable, probe  # noqa: PLC0415
+    from loadgen.processes.parent import ProcessFailed, perform  # noqa: PLC0415
     from loadgen.records import REPORT, SUMMARY, load, save  # noqa: PLC0415
-    from loadgen.run import Order, perform  # noqa: PLC0415
+    from loadgen.run import Order  # noqa: PLC0415
     from loadgen.summary import summarise  # noqa: PLC0415
 
     scenario = _scenario(arguments)
@@ -138,7 +174,11 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.allow_faults,
         ["loadgen", *sys.argv[1:]],
     )
-    meta = uvloop.run(perform(order))
+    try:
+        meta = uvloop.run(perform(order, arguments.processes))
+    except ProcessFailed as error:
+        print(f"loadgen: {error}", file=sys.stderr)
+        return FAILED
     run = load(arguments.out)
     summary = summarise(run)
     save(arguments.out / SUMMARY, summary)

@@ -27,8 +27,10 @@ _MOST_POINTS = 20_000
 class Delays:
     """The delays of one run. Times are seconds from the start of the run."""
 
-    def __init__(self, phases: Sequence[PhaseMeta]) -> None:
-        self._spans = [PhaseMeta(WHOLE, 0.0, float("inf")), *phases]
+    def __init__(self, phases: Sequence[PhaseMeta], from_s: float = 0.0, to_s: float = float("inf")) -> None:
+        """Only delays from ``from_s`` to ``to_s`` count: without warm-up and cool-down."""
+        clipped = [PhaseMeta(each.name, max(each.from_s, from_s), min(each.to_s, to_s)) for each in phases]
+        self._spans = [PhaseMeta(WHOLE, from_s, to_s), *clipped]
         self._counts: list[Histogram] = [{} for _ in self._spans]
         self._longest = [0.0] * len(self._spans)
         self.stalls: list[Stall] = []
@@ -38,10 +40,11 @@ class Delays:
         late = max(now_s - due_s, 0.0)
         points = min(int(late / EVERY_S), _MOST_POINTS) + 1
         delays = [late - point * EVERY_S for point in range(points)]
+        buckets = gap_histogram(delays)
         for index, span in enumerate(self._spans):
             if span.from_s <= due_s < span.to_s:
                 counts = self._counts[index]
-                for bucket, count in gap_histogram(delays).items():
+                for bucket, count in buckets.items():
                     counts[bucket] = counts.get(bucket, 0) + count
                 self._longest[index] = max(self._longest[index], late)
         if late >= STALL_S and due_s >= 0 and len(self.stalls) < MOST_STALLS:

@@ -1,6 +1,7 @@
 """Asks every server before a run whether it can serve the scenario, so that a typing error costs no run.
 
-For each URL and key, ``GET /v1/models`` shows whether the server answers, accepts the key and has the model.
+For each URL, key, model and endpoint, ``GET /v1/models`` shows whether the server answers, accepts the key
+and has the model.
 If the list lacks the model, one request for one token decides: gateways may list less than they serve.
 A server that is only busy or starting passes. So does a refused key, if another key is accepted.
 """
@@ -8,7 +9,7 @@ A server that is only busy or starting passes. So does a refused key, if another
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import aiohttp
@@ -16,11 +17,12 @@ import msgspec
 
 from loadgen import causes, prompts
 from loadgen.arrivals import Request
+from loadgen.client import recipient
 from loadgen.scenario import Scenario, Tenant
 
 TIMEOUT_S = 10.0
 MOST_KEYS = 8
-"""The most keys that are tried at each URL, so that a scenario with a thousand tenants starts soon."""
+"""The most kinds of tenants that are tried at each URL, so that a scenario with many tenants starts soon."""
 _MOST_BYTES = 1 << 20
 _MODELS = "/v1/models"
 _REFUSED_KEY = (401, 403)
@@ -62,7 +64,7 @@ async def probe(scenario: Scenario, urls: Iterable[str]) -> None:
 async def _probe(session: aiohttp.ClientSession, scenario: Scenario, url: str) -> str:
     """The problem of one server; empty if it can serve some tenant."""
     base = url.rstrip("/").removesuffix("/v1")
-    tenants = list({tenant.key: tenant for tenant in scenario.tenants}.values())[:MOST_KEYS]
+    tenants = list({(t.key, t.model, t.endpoint): t for t in scenario.tenants}.values())[:MOST_KEYS]
     try:
         found = await asyncio.gather(*(_ask(session, scenario, base, tenant) for tenant in tenants))
     except TimeoutError:
@@ -73,20 +75,18 @@ async def _probe(session: aiohttp.ClientSession, scenario: Scenario, url: str) -
 
 
 async def _ask(session: aiohttp.ClientSession, scenario: Scenario, base: str, tenant: Tenant) -> str:
-    headers = {"Content-Type": "application/json"}
-    if tenant.key is not None:
-        headers["Authorization"] = f"Bearer {tenant.key}"
-    reply = await _reply(session, "GET", base + _MODELS, headers)
+    to, model = recipient(tenant), tenant.model or scenario.model
+    reply = await _reply(session, "GET", base + _MODELS, to.headers)
     listed = models(reply)
-    if not listed or scenario.model in listed:
+    if not listed or model in listed:
         return problem(reply, tenant)
     body = prompts.body(scenario, tenant, Request(0, 1, 1, has_prefix=False), scenario.seed, "probe")
-    tried = await _reply(session, "POST", base + scenario.route.path, headers, body)
-    return wrong_model(tried, scenario.model, listed) or problem(tried, tenant)
+    tried = await _reply(session, "POST", base + to.dialect.path, to.headers, body)
+    return wrong_model(tried, model, listed) or problem(tried, tenant)
 
 
 async def _reply(
-    session: aiohttp.ClientSession, method: str, url: str, headers: dict[str, str], body: bytes = b""
+    session: aiohttp.ClientSession, method: str, url: str, headers: Mapping[str, str], body: bytes = b""
 ) -> Reply:
     async with session.request(method, url, headers=headers, data=body, allow_redirects=False) as response:
         content = b""

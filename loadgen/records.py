@@ -17,7 +17,7 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from loadgen.scenario import Process, Replay, Scenario
+from loadgen.scenario import Header, Process, Replay, Scenario
 
 _Record = TypeVar("_Record")
 REQUESTS, STATE, META, SUMMARY, REPORT = (
@@ -34,7 +34,7 @@ class Outcome(StrEnum):
     SHED = "shed"
     """Status 429."""
     UNAVAILABLE = "unavailable"
-    """Status 503."""
+    """Status 503, or 529 of Anthropic's API."""
     ERROR = "error"
     """Any other status than success, an error event in a stream, or a response without a completion."""
     BROKEN = "broken"
@@ -42,6 +42,8 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
     PREEMPTED = "preempted"
     """An error event with the code ``preempted``: a request with a guarantee needed the capacity."""
+    CANCELLED = "cancelled"
+    """The client ended it, as the scenario's ``cancel`` says."""
     CUT = "cut"
     """The run ended before the request."""
 
@@ -54,7 +56,10 @@ class Attempt(msgspec.Struct, omit_defaults=True):
 
     tenant: str
     request: str
-    """The request's number; in a closed loop after the number of its worker, as in ``w3.17``."""
+    """The request's number; in a closed loop after the number of its worker, as in ``w3.17``.
+
+    A turn of a conversation has both numbers, as in ``c12.2``.
+    """
     intended_s: float
     """The due time of the request, that is, of its first attempt."""
     due_s: float
@@ -87,6 +92,10 @@ class Attempt(msgspec.Struct, omit_defaults=True):
     gap_max_s: float | None = None
     gaps: dict[int, int] = {}
     """See `statistics.Histogram`."""
+    is_measured: bool = True
+    """Whether the request counts: false in the warm-up and the cool-down."""
+    turn: int = 0
+    """The turn of a conversation, from 1; 0 outside conversations."""
 
 
 class FaultResult(msgspec.Struct, frozen=True):
@@ -167,18 +176,28 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     """Delays of attempts after their due time."""
     lag_max_s: float
     cpu: float
-    """The generator's CPU time as a share of a core: the 95th percentile over single seconds."""
+    """The generator's CPU time as a share of a core: the 95th percentile over single seconds.
+
+    It is that of the busiest process.
+    """
+    processes: int = 1
+    """The number of processes of the generator."""
     complaints: list[str]
     """Reasons why the run is unreliable; empty if the generator kept up. `trust` finds further ones."""
     waited: float = 0.0
     """The time for which the generator was ready and had no core, as a share of the run."""
+    ran: float = 0.0
+    """The time for which it ran, as a share of the run."""
     loop: list[LoopDelay] = []
-    """The whole run, and each phase that it reached."""
+    """The measured part of the whole run, and of each phase that it reached."""
     stalls: list[Stall] = []
     """Delays of the event loop from 20 ms, in order; not more than 1000."""
     unread_states: dict[str, int]
     """The number of failed reads of a state page, by URL."""
     scenario: dict[str, object]
+    warm_up_s: float = 0.0
+    cool_down_s: float = 0.0
+    """The time before the end of the arrivals in which requests are not measured."""
 
 
 class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -231,13 +250,15 @@ def versions() -> dict[str, str]:
 
 
 def described(scenario: Scenario) -> dict[str, object]:
-    """A scenario for meta.json: complete except for keys and the lines of traces."""
+    """A scenario for meta.json: complete except for keys, values of headers and the lines of traces."""
     shown = _shown(scenario)
     assert isinstance(shown, dict)
     return shown
 
 
 def _shown(value: object) -> object:
+    if isinstance(value, Header):
+        return value.name
     if isinstance(value, Replay):
         return {"replay": {"file": value.file, "requests": len(value.trace)}}
     if is_dataclass(value) and not isinstance(value, type):

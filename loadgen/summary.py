@@ -29,6 +29,7 @@ from loadgen.statistics import (
 EVERYONE = "all tenants"
 WHOLE = "whole run"
 _WINDOW_S = 1.0
+_IMPATIENT = (Outcome.TIMEOUT, Outcome.CANCELLED)
 
 
 class Percentiles(msgspec.Struct, frozen=True):
@@ -90,8 +91,9 @@ class Summary(msgspec.Struct, frozen=True):
 
     @property
     def served(self) -> int:
-        """The number of requests that were served."""
-        return sum(c.ended(Outcome.SERVED) for c in self.cells if c.phase == WHOLE and c.tenant != EVERYONE)
+        """The number of requests that were served, or that a client cancelled as planned."""
+        whole = [cell for cell in self.cells if cell.phase == WHOLE and cell.tenant != EVERYONE]
+        return sum(cell.ended(Outcome.SERVED) + cell.ended(Outcome.CANCELLED) for cell in whole)
 
     def cell(self, tenant: str, phase: str) -> Cell | None:
         """The cell of a tenant and phase."""
@@ -107,10 +109,11 @@ class Span(msgspec.Struct, frozen=True):
 
 
 def spans(meta: Meta) -> list[Span]:
-    """The whole run and the phases that it reached."""
-    until = min(meta.duration_s, max(meta.ended_s, _WINDOW_S))
-    reached = [Span(p.name, p.from_s, min(p.to_s, until)) for p in meta.phases if p.from_s < until]
-    return [Span(WHOLE, 0.0, until), *reached]
+    """The measured part of the run, and of the phases that it reached: without warm-up and cool-down."""
+    starts = meta.warm_up_s
+    until = min(meta.duration_s - meta.cool_down_s, max(meta.ended_s, starts + _WINDOW_S))
+    clipped = [Span(p.name, max(p.from_s, starts), min(p.to_s, until)) for p in meta.phases]
+    return [Span(WHOLE, starts, until), *(span for span in clipped if span.from_s < span.to_s)]
 
 
 def requests(attempts: Iterable[Attempt]) -> list[list[Attempt]]:
@@ -131,7 +134,7 @@ def first_token(last: Attempt, drain_s: float) -> tuple[float, bool] | None:
     waited = last.end_s - last.intended_s
     if last.outcome is Outcome.SERVED:
         return waited, False  # not streamed: the first token arrives with the last
-    gave_up = last.outcome is Outcome.TIMEOUT or (last.outcome is Outcome.CUT and waited >= drain_s > 0)
+    gave_up = last.outcome in _IMPATIENT or (last.outcome is Outcome.CUT and waited >= drain_s > 0)
     return (waited, True) if gave_up else None
 
 
@@ -142,10 +145,15 @@ def token_pieces(attempts: Iterable[Attempt], *, prompts: bool) -> list[tuple[fl
         first = attempt.end_s if attempt.first_s is None else attempt.first_s
         if attempt.tokens:
             pieces.append((first, attempt.end_s, float(attempt.tokens)))
-            if prompts:
-                prompt = attempt.prompt_tokens or attempt.input_tokens
-                pieces.append((first, first, float(prompt)))
+        if prompts and (attempt.tokens or _is_read(attempt)):
+            prompt = attempt.prompt_tokens or attempt.input_tokens
+            pieces.append((first, first, float(prompt)))
     return pieces
+
+
+def _is_read(attempt: Attempt) -> bool:
+    """Whether it was served by an endpoint without output, such as embeddings."""
+    return attempt.outcome is Outcome.SERVED and not attempt.output_tokens
 
 
 def summarise(run: Run) -> Summary:
@@ -158,7 +166,7 @@ def summarise(run: Run) -> Summary:
         trust.Period(span.name, span.from_s, span.to_s, _due(run.attempts, span)) for span in spans(meta)
     ]
     doubts = trust.doubts(meta, _figures(cells), periods, run.samples)
-    totals = [float(sum(attempt.tokens for attempt in attempts)) for attempts in by_tenant.values()]
+    totals = [float(sum(a.tokens for a in attempts if a.is_measured)) for attempts in by_tenant.values()]
     return Summary(
         label=meta.label,
         name=meta.name,
