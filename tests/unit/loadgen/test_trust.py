@@ -55,6 +55,15 @@ def test_a_blocked_loop_counts_for_all_timers_of_that_time() -> None:
     assert delays.stalls == [Stall(1.0, pytest.approx(0.201))]
 
 
+def test_warm_up_and_cool_down_do_not_count() -> None:
+    delays = Delays(PHASES, 2.0, 8.0)
+    for due, late in ((1.0, 0.004), (3.0, 0.001), (7.0, 0.001), (9.0, 0.004)):
+        delays.woke(due, due + late)
+    assert [(each.phase, round(each.max_s, 6)) for each in delays.spans()] == [
+        (WHOLE, 0.001), ("alone", 0.001), ("together", 0.001),
+    ]  # fmt: skip
+
+
 def test_a_timer_that_is_early_is_not_late_and_what_precedes_the_run_does_not_count() -> None:
     delays = Delays([])
     assert delays.woke(-0.05, 0.1) == pytest.approx(0.1 + EVERY_S)
