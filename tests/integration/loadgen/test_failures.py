@@ -185,7 +185,7 @@ async def test_a_server_without_an_answer_ends_before_the_run() -> None:
         return web.Response()
 
     async with serving_pages(page) as url:
-        with pytest.raises(probing.ServerUnusable, match="does not answer /v1/models within 0.2 s; check"):
+        with pytest.raises(probing.ServerUnusable, match=r"does not answer /v1/models within 0\.2 s; check"):
             await probing.probe(short(), [url], 0.2)
 
 

@@ -369,7 +369,7 @@ async def test_the_metrics_page_has_the_lateness_of_the_simulator_itself() -> No
         request = client.begin(max_tokens=1900)
         async with in_background(request):
             await client.until(running=1)
-            time.sleep(0.3)  # noqa: ASYNC251 - the simulator runs in this loop, too
+            time.sleep(0.3)  # the simulator runs in this loop, too
             await asyncio.sleep(0.05)
             _, page = await client.get("/metrics")
 
