@@ -315,7 +315,7 @@ class Runner:
             drain_s=scenario.drain_s,
             ended_s=ended,
             is_interrupted=self.is_stopped,
-            tenants=[TenantMeta(tenant.name, tenant.tier) for tenant in scenario.tenants],
+            tenants=[TenantMeta(tenant.name, tenant.tier, tenant.slo) for tenant in scenario.tenants],
             phases=self._phases,
             faults=self._fault_results,
             urls=order.urls,

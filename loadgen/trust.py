@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from loadgen import words
 from loadgen.records import Attempt, LoopDelay, Meta, Sample, Stall
@@ -171,14 +172,12 @@ def simulator_doubts(samples: Iterable[Sample], gaps: Sequence[Figure]) -> list[
         if "steps" in sample.engine:
             seen.setdefault(sample.source, []).append(sample.engine)
     gap = min((figure.value_s for figure in gaps if figure.share <= 0.5), default=0.0)
-    found = (_simulator(source, pages[0], pages[-1], gap) for source, pages in seen.items())
+    found = (_simulator(source, pages, gap) for source, pages in seen.items())
     return [reason for reason in found if reason]
 
 
-def _simulator(source: str, first: Mapping[str, float], last: Mapping[str, float], gap_s: float) -> str:
-    steps, delayed, lost = (
-        last.get(name, 0.0) - first.get(name, 0.0) for name in ("steps", "step_delay_s", "lost_s")
-    )
+def _simulator(source: str, pages: Sequence[Mapping[str, float]], gap_s: float) -> str:
+    steps, delayed, lost = (_grown(pages, name) for name in ("steps", "step_delay_s", "lost_s"))
     mean = delayed / steps if steps > 0 else 0.0
     if lost <= 0 and (mean <= FLOOR_S or mean <= SHARE * gap_s):
         return ""
@@ -187,3 +186,9 @@ def _simulator(source: str, first: Mapping[str, float], last: Mapping[str, float
         f"used a simulator that could not keep up: the tokens of a step of {source} came "
         f"{words.seconds(mean)} late on average{pauses}; give it a core of its own, or send less"
     )
+
+
+def _grown(pages: Sequence[Mapping[str, float]], name: str) -> float:
+    """How much a counter grew. It begins at 0 again after a restart."""
+    values = [page.get(name, 0.0) for page in pages]
+    return sum(after - before if after >= before else after for before, after in pairwise(values))

@@ -220,6 +220,16 @@ def test_a_simulator_that_is_late_is_told() -> None:
     assert "0.1 ms late on average, and lost 500 ms in pauses" in told
 
 
+def test_the_counters_of_a_simulator_may_begin_again() -> None:
+    restarted = (
+        page(0.0, 5000, 1.0, 0.5),
+        page(4.0, 6000, 1.1, 0.5),
+        page(5.0, 100, 0.01),
+        page(9.0, 500, 0.1),
+    )
+    assert doubts(replace_samples(made(), *restarted)) == []
+
+
 def replace_samples(of: Run, *given: Sample) -> Run:
     return Run(of.folder, of.meta, of.attempts, list(given))
 
