@@ -232,7 +232,8 @@ def _add_lists(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a label of vllm:cache_config_info, such as mamba_block_size=262144; repeat for several",
+        help="a label of vllm:cache_config_info, such as mamba_block_size=262144; an empty value removes it;"
+        " repeat for several",
     )
     parser.add_argument(
         "--fault",
