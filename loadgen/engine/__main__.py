@@ -94,12 +94,12 @@ async def _serve(
     async with process.running(), _admin(process, arguments.admin_port):
         for fault in faults:
             process.inject(fault)
-        failing = loop.create_task(process.wait())
-        failing.add_done_callback(lambda _: stopping.set())
-        await stopping.wait()
-        failing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await failing
+        stopped = loop.create_task(stopping.wait())
+        failed = loop.create_task(process.wait())
+        await asyncio.wait([stopped, failed], return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            await failed
+        failed.cancel()
 
 
 @contextlib.asynccontextmanager
