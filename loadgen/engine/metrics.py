@@ -141,17 +141,17 @@ _HISTOGRAMS: tuple[tuple[str, Callable[[Statistics], Histogram]], ...] = (
 
 
 def _cache_labels(model: Model) -> dict[str, str]:
-    # An encoder has no KV cache. vLLM reports one block for it.
-    blocks = 1 if model.is_encoder else model.blocks
-    tokens = blocks * model.block_size
+    # vLLM 0.32.0 repeats the sum of the cores' blocks in each series. An encoder has one block, and no cache.
+    blocks = (1 if model.is_encoder else model.blocks) * model.cores
+    tokens = model.blocks * model.block_size
     told = {
         "block_size": str(model.block_size),
         "num_gpu_blocks": str(blocks),
-        "kv_cache_size_tokens": str(tokens),
-        "kv_cache_max_concurrency": str(tokens / model.window),
+        "kv_cache_size_tokens": "None" if model.is_encoder else str(tokens),
+        "kv_cache_max_concurrency": "None" if model.is_encoder else str(tokens / model.window),
         "enable_prefix_caching": str(model.caches_prefixes),
     }
-    return told | dict(model.cache_labels)
+    return {name: value for name, value in (told | dict(model.cache_labels)).items() if value}
 
 
 def _family(name: str, kind: str, samples: Iterable[Sample]) -> Iterator[str]:
