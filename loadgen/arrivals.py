@@ -14,8 +14,20 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from loadgen.lengths import draw
-from loadgen.scenario import Bursty, Closed, Constant, OnOff, Poisson, Process, Ramp, Replay, Scenario, Tenant
+from loadgen.lengths import draw, mean
+from loadgen.scenario import (
+    Bursty,
+    Closed,
+    Constant,
+    Gamma,
+    OnOff,
+    Poisson,
+    Process,
+    Ramp,
+    Replay,
+    Scenario,
+    Tenant,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +38,8 @@ class Request:
     input_tokens: int
     output_tokens: int
     has_prefix: bool
+    is_cancelled: bool = False
+    """Whether the client ends it, as the tenant's ``cancel`` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +89,47 @@ def arrivals(scenario: Scenario, tenant: Tenant, seed: int) -> Iterator[Arrival]
 
 def requests(tenant: Tenant, seed: int, worker: str = "") -> Iterator[Request]:
     """The endless sequence of requests of a tenant, or of one worker of a closed loop."""
-    inputs, outputs, prefixes = (
-        stream(seed, tenant.name, worker, what) for what in ("input", "output", "prefix")
+    inputs, outputs, prefixes, cancels = (
+        stream(seed, tenant.name, worker, what) for what in ("input", "output", "prefix", "cancel")
     )
-    share = tenant.prefix.share if tenant.prefix is not None else 0.0
+    share, cancelled = _prefix_share(tenant), _cancelled_share(tenant)
     for number in itertools.count():
         yield Request(
-            number, draw(tenant.input, inputs), draw(tenant.output, outputs), prefixes.random() < share
+            number,
+            draw(tenant.input, inputs),
+            draw(tenant.output, outputs),
+            prefixes.random() < share,
+            cancels.random() < cancelled,
         )
+
+
+def _prefix_share(tenant: Tenant) -> float:
+    return tenant.prefix.share if tenant.prefix is not None else 0.0
+
+
+def _cancelled_share(tenant: Tenant) -> float:
+    return tenant.cancel.share if tenant.cancel is not None else 0.0
+
+
+def expected_requests(scenario: Scenario, tenant: Tenant) -> float | None:
+    """The expected number of requests of a run; ``None`` for a closed loop, which has no rate of its own.
+
+    All turns of a conversation count, also those that the end of the run prevents.
+    """
+    if isinstance(tenant.process, Closed):
+        return None
+    if isinstance(tenant.process, Replay):
+        starts, ends = scenario.span(tenant)
+        moments = [starts + traced.at_s for traced in tenant.process.trace]
+        return sum(scenario.factor(tenant.name, at) for at in moments if at < ends)
+    turns = mean(tenant.conversation.turns) if tenant.conversation is not None else 1.0
+    return turns * sum(segment.area for segment in segments(scenario, tenant))
+
+
+def offered_rate(scenario: Scenario) -> float:
+    """The expected requests per second of all tenants with a rate of their own, over the whole run."""
+    counts = (expected_requests(scenario, tenant) or 0.0 for tenant in scenario.tenants)
+    return sum(counts) / scenario.duration_s
 
 
 def workers_at(scenario: Scenario, tenant: Tenant, at_s: float) -> int:
@@ -142,7 +189,7 @@ def _rate(process: Process, since_s: float, middle_s: float) -> float:
             return start + (end - start) * min(since_s / over_s, 1.0)
         case OnOff(rate, on_s, off_s):
             return rate if middle_s % (on_s + off_s) < on_s else 0.0
-        case Constant(rate) | Poisson(rate) | Bursty(rate):
+        case Constant(rate) | Poisson(rate) | Bursty(rate) | Gamma(rate):
             return rate
         case Closed() | Replay():
             return 0.0
@@ -153,10 +200,22 @@ def _gaps(process: Process, source: random.Random) -> Iterator[float]:
     if isinstance(process, Constant):
         yield source.random() or 1.0  # so that tenants with equal rates do not send at the same times
         yield from itertools.repeat(1.0)
+    if isinstance(process, Gamma):
+        yield from _gamma_gaps(process.cv, source)
     burst = process.burst if isinstance(process, Bursty) else 1
     while True:
         yield source.expovariate(1.0) * burst
         yield from itertools.repeat(0.0, burst - 1)
+
+
+def _gamma_gaps(cv: float, source: random.Random) -> Iterator[float]:
+    """Gaps with mean 1 and a gamma distribution."""
+    shape, scale = cv**-2, cv**2
+    # The run begins within a gap, and longer gaps are more likely to contain its beginning. Without this, a
+    # clustered process would send too many requests in a short run.
+    yield source.random() * source.gammavariate(shape + 1, scale)
+    while True:
+        yield source.gammavariate(shape, scale)
 
 
 def warped(pieces: list[Segment], gaps: Iterator[float]) -> Iterator[float]:
@@ -174,9 +233,12 @@ def warped(pieces: list[Segment], gaps: Iterator[float]) -> Iterator[float]:
 def _replayed(scenario: Scenario, tenant: Tenant, replay: Replay, seed: int) -> Iterator[Arrival]:
     starts, ends = scenario.span(tenant)
     kept, prefixes = stream(seed, tenant.name, "kept"), stream(seed, tenant.name, "", "prefix")
-    share = tenant.prefix.share if tenant.prefix is not None else 0.0
+    cancels = stream(seed, tenant.name, "", "cancel")
+    share, cancelled = _prefix_share(tenant), _cancelled_share(tenant)
     for number, traced in enumerate(replay.trace):
         at = starts + traced.at_s
         is_kept, has_prefix = kept.random() < scenario.factor(tenant.name, at), prefixes.random() < share
+        is_cancelled = cancels.random() < cancelled
         if at < ends and is_kept:
-            yield Arrival(at, Request(number, traced.input_tokens, traced.output_tokens, has_prefix))
+            lengths = traced.input_tokens, traced.output_tokens
+            yield Arrival(at, Request(number, *lengths, has_prefix, is_cancelled))

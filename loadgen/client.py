@@ -7,30 +7,71 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 
 import aiohttp
 
-from loadgen import sse
+from loadgen import causes, sse
+from loadgen.endpoints.dialect import KEY_HEADERS, Dialect, Event
+from loadgen.endpoints.table import DIALECTS
 from loadgen.records import Attempt, Outcome
+from loadgen.scenario import Cancel, Tenant
 from loadgen.statistics import gap_histogram, percentile
 
 MOST_ERROR_BYTES = 1 << 16
+PREEMPTED = frozenset({"preempted", "rate_limit_error", "overloaded_error"})
+"""Names of an error event that ends a preempted request. Anthropic's API has no name of its own for it."""
 _JSON = "application/json"
-_BY_STATUS = {429: Outcome.SHED, 503: Outcome.UNAVAILABLE}
+_BY_STATUS = {429: Outcome.SHED, 503: Outcome.UNAVAILABLE, 529: Outcome.UNAVAILABLE}
+"""529 is Anthropic's status of an overloaded server."""
 _UNTIMED = aiohttp.ClientTimeout(total=None)
 
 
-class Client:
-    """The connections of a run: one for each request in flight."""
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """The endpoint of a tenant's requests, and their headers."""
 
-    def __init__(self, urls: list[str], path: str, timeout_s: float, clock: Callable[[], float]) -> None:
-        self._urls = [url.rstrip("/").removesuffix("/v1") + path for url in urls]
+    dialect: Dialect
+    headers: Mapping[str, str]
+
+    @property
+    def secrets(self) -> list[str]:
+        """The keys in the headers, which a server may repeat in an error."""
+        found = (self.headers.get(name) for name in KEY_HEADERS)
+        return [text.removeprefix("Bearer ") for text in found if text]
+
+
+def recipient(tenant: Tenant) -> Recipient:
+    """The endpoint and the headers of a tenant. The tenant's own headers come last, so that they count."""
+    dialect = DIALECTS[tenant.endpoint]
+    headers = {"Content-Type": _JSON, **dialect.headers(tenant.key)}
+    headers |= {header.name: header.value for header in tenant.headers}
+    return Recipient(dialect, {name.lower(): value for name, value in headers.items()})
+
+
+class Client:
+    """The connections of a run: one for each request in flight.
+
+    ``tls`` is for ``https`` URLs; ``None`` verifies certificates with the system's authorities.
+    """
+
+    def __init__(
+        self,
+        urls: list[str],
+        timeout_s: float,
+        clock: Callable[[], float],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
         self._timeout_s = timeout_s
         self._clock = clock
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=60, ssl=tls if tls is not None else True
+            ),
             timeout=_UNTIMED,
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=1 << 20,
@@ -44,34 +85,54 @@ class Client:
     ) -> None:
         await self._session.close()
 
-    async def perform(self, attempt: Attempt, body: bytes, key: str | None) -> None:
-        """Send an attempt, and record its course until its end. If cancelled, it stays ``CUT``."""
-        stream = _Stream(attempt, self._clock)
+    async def perform(
+        self,
+        attempt: Attempt,
+        body: bytes,
+        to: Recipient,
+        *,
+        cancel: Cancel | None = None,
+        keeps_answer: bool = False,
+    ) -> str:
+        """Send an attempt, and record its course until its end. If its task is cancelled, it stays ``CUT``.
+
+        ``cancel`` ends it as a client does. Returns the received text if ``keeps_answer``, or else nothing.
+        """
+        stream = _Stream(attempt, to.dialect, self._clock, keeps_answer=keeps_answer)
+        if cancel is not None:
+            stream.most_tokens = cancel.after_tokens
+        patience = cancel.after_s if cancel is not None and cancel.after_s is not None else math.inf
         attempt.sent_s = self._clock()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._exchange(attempt, stream, body, key)
+            async with asyncio.timeout(min(self._timeout_s, patience)):
+                await self._exchange(attempt, stream, body, to)
         except TimeoutError:
-            attempt.outcome, attempt.reason = Outcome.TIMEOUT, attempt.reason or "timeout"
+            if patience < self._timeout_s:
+                attempt.outcome, attempt.reason = Outcome.CANCELLED, ""
+            else:
+                attempt.outcome = Outcome.TIMEOUT
+                attempt.reason, attempt.message = causes.of_timeout(
+                    self._timeout_s, status=attempt.status, has_token=attempt.first_s is not None
+                )
         except (aiohttp.ClientError, OSError) as error:
-            attempt.outcome, attempt.reason = stream.ending(type(error).__name__)
+            attempt.outcome, attempt.reason, attempt.message = stream.ending(*causes.of_exception(error))
         finally:
             attempt.end_s = self._clock()
+            for secret in to.secrets:
+                attempt.message = causes.without(attempt.message, secret)
             stream.close()
+        return stream.answer
 
-    async def _exchange(self, attempt: Attempt, stream: _Stream, body: bytes, key: str | None) -> None:
-        headers = {"Content-Type": _JSON}
-        if key is not None:
-            headers["Authorization"] = f"Bearer {key}"
-        url = self._urls[attempt.url]
-        async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+    async def _exchange(self, attempt: Attempt, stream: _Stream, body: bytes, to: Recipient) -> None:
+        url = self._urls[attempt.url] + to.dialect.path
+        async with self._session.post(url, data=body, headers=to.headers, allow_redirects=False) as response:
             attempt.status = response.status
             if response.status != 200:
                 await _refused(attempt, response)
             elif response.content_type == "text/event-stream":
                 await _streamed(attempt, stream, response)
             else:
-                _whole(attempt, await response.read())
+                _whole(attempt, to.dialect, stream, response.content_type, await response.read())
 
 
 async def _refused(attempt: Attempt, response: aiohttp.ClientResponse) -> None:
@@ -79,6 +140,7 @@ async def _refused(attempt: Attempt, response: aiohttp.ClientResponse) -> None:
     attempt.retry_after_s = retry_after(response.headers)
     attempt.reason = response.headers.get("x-tokenpool-reason", "")
     content = await response.content.read(MOST_ERROR_BYTES)
+    attempt.message = causes.message(content)
     if not attempt.reason:
         event = sse.decoded(content)
         attempt.reason = event.error.name if event is not None and event.error else str(response.status)
@@ -87,31 +149,44 @@ async def _refused(attempt: Attempt, response: aiohttp.ClientResponse) -> None:
 async def _streamed(attempt: Attempt, stream: _Stream, response: aiohttp.ClientResponse) -> None:
     async for chunk in response.content.iter_any():
         stream.feed(chunk)
-    attempt.outcome, attempt.reason = stream.ending("stream ended early")
+        if stream.is_enough:
+            response.close()
+            attempt.outcome = Outcome.CANCELLED
+            return
+    attempt.outcome, attempt.reason, attempt.message = stream.ending("stream ended early", stream.unread)
 
 
-def _whole(attempt: Attempt, content: bytes) -> None:
+def _whole(attempt: Attempt, dialect: Dialect, stream: _Stream, content_type: str, content: bytes) -> None:
     """A response that is not streamed: its first token arrives with its last."""
-    event = sse.decoded(content)
-    if event is None or not event.choices:
-        attempt.outcome, attempt.reason = Outcome.ERROR, "no completion"
+    event = dialect.whole(content)
+    if event is None:
+        attempt.outcome = Outcome.ERROR
+        attempt.reason, attempt.message = causes.of_wrong_content(content_type, content)
+        return
+    if event.error is not None:
+        attempt.outcome = Outcome.ERROR
+        attempt.reason, attempt.message = event.error.name, causes.line(event.error.message)
         return
     attempt.outcome = Outcome.SERVED
+    stream.keep(event)
     _count(attempt, event.usage)
 
 
 def _count(attempt: Attempt, usage: sse.Usage | None) -> None:
     if usage is not None:
         attempt.prompt_tokens = usage.prompt_tokens
-        attempt.tokens = usage.completion_tokens or 0
+        if usage.completion_tokens is not None:
+            attempt.tokens, attempt.is_counted = usage.completion_tokens, True
 
 
 class _Stream:
     """The observations of a stream in progress."""
 
     __slots__ = (
+        "_answer",
         "_attempt",
         "_clock",
+        "_decode",
         "_events",
         "_gaps",
         "_last_s",
@@ -119,10 +194,23 @@ class _Stream:
         "_usage",
         "failure",
         "is_finished",
+        "most_tokens",
+        "unread",
     )
 
-    def __init__(self, attempt: Attempt, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        attempt: Attempt,
+        dialect: Dialect,
+        clock: Callable[[], float],
+        *,
+        keeps_answer: bool = False,
+    ) -> None:
+        self._answer: list[str] | None = [] if keeps_answer else None
+        self.most_tokens: int | None = None
+        """The number of tokens after which the client ends the request."""
         self._attempt = attempt
+        self._decode = dialect.event
         self._clock = clock
         self._reader = sse.Reader()
         self._events = 0
@@ -132,6 +220,8 @@ class _Stream:
         self.failure: sse.Failure | None = None
         self.is_finished = False
         """Whether the server sent the end of the stream."""
+        self.unread = ""
+        """The first event that is not one of a completion."""
 
     def feed(self, chunk: bytes) -> None:
         """Count the events in a chunk that arrives now."""
@@ -139,10 +229,12 @@ class _Stream:
         for data in self._reader.feed(chunk):
             if data == sse.DONE:
                 self.is_finished = True
-            elif (event := sse.decoded(data)) is not None:
+            elif (event := self._decode(data)) is not None:
                 self._take(event, now)
+            elif not self.unread:
+                self.unread = causes.message(data)
 
-    def _take(self, event: sse.Event, now: float) -> None:
+    def _take(self, event: Event, now: float) -> None:
         if event.is_token:
             if self._events:
                 self._gaps.append(now - self._last_s)
@@ -150,24 +242,45 @@ class _Stream:
                 self._attempt.first_s = now
             self._events += 1
             self._last_s = now
+            self.keep(event)
         if event.usage is not None:
-            self._usage = event.usage
+            self._usage = event.usage.after(self._usage)
         if event.error is not None:
             self.failure = event.error
         if event.is_finish:
             self.is_finished = True
 
-    def ending(self, broken: str) -> tuple[Outcome, str]:
-        """The outcome of an ended stream. ``broken`` is the reason if the server sent none."""
+    @property
+    def is_enough(self) -> bool:
+        """Whether the client ends the request now. A finished stream needs no end."""
+        return self.most_tokens is not None and self._events >= self.most_tokens and not self.is_finished
+
+    @property
+    def answer(self) -> str:
+        """The received text; empty if it is not kept."""
+        return "".join(self._answer or ())
+
+    def keep(self, event: Event) -> None:
+        """Keep the text of an event, or of a whole response, for the next turn of a conversation."""
+        if self._answer is not None:
+            self._answer.append(event.text)
+
+    def ending(self, broken: str, message: str) -> tuple[Outcome, str, str]:
+        """The outcome, reason and message of an ended stream; the arguments hold if the server sent none."""
         if self.failure is not None:
-            return Outcome.PREEMPTED, self.failure.name
-        return (Outcome.SERVED, "") if self.is_finished else (Outcome.BROKEN, broken)
+            name = self.failure.name
+            outcome = Outcome.PREEMPTED if name in PREEMPTED else Outcome.ERROR
+            return outcome, name, causes.line(self.failure.message)
+        if not self.is_finished:
+            return Outcome.BROKEN, broken, message
+        has_tokens = self._events or (self._usage is not None and self._usage.completion_tokens)
+        return (Outcome.SERVED, "", "") if has_tokens else (Outcome.ERROR, "no token", self.unread)
 
     def close(self) -> None:
         """Record the observations in the attempt."""
         attempt, gaps = self._attempt, self._gaps
         if self._events:
-            attempt.tokens = self._events
+            attempt.tokens, attempt.last_s = self._events, self._last_s
         _count(attempt, self._usage)
         if gaps:
             attempt.gap_mean_s = sum(gaps) / len(gaps)

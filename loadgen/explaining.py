@@ -3,35 +3,50 @@
 from __future__ import annotations
 
 from loadgen import words
-from loadgen.arrivals import most_workers, segments
+from loadgen.arrivals import expected_requests, most_workers
 from loadgen.lengths import mean
-from loadgen.scenario import Closed, Replay, Scenario, Tenant
+from loadgen.prompts import form
+from loadgen.scenario import Closed, Conversation, PromptForm, Replay, Scenario, Tenant
 
 
 def explain(scenario: Scenario) -> str:
     """Several lines for a terminal."""
     lines = [
-        f"{scenario.name}: {scenario.duration_s:g} s, seed {scenario.seed}, model {scenario.model} by "
-        f"{scenario.route.path}, {'streamed' if scenario.stream else 'not streamed'}, "
-        f"prompts as {'token ids' if scenario.prompt == 'ids' else 'text'}",
+        f"{scenario.name}: {scenario.duration_s:g} s, seed {scenario.seed}, model {scenario.model}, "
+        f"{'streamed' if scenario.stream else 'not streamed'}",
         "",
         words.text_table(_HEAD, [_row(scenario, tenant) for tenant in scenario.tenants]),
     ]
+    if scenario.warm_up_s or scenario.cool_down_s:
+        ends = scenario.duration_s - scenario.cool_down_s
+        lines.append(f"measured: requests that are due from {scenario.warm_up_s:g} to {ends:g} s")
     lines += [f"phase {p.name}: {p.from_s:g} to {p.to_s:g} s{_rates(p.rates)}" for p in scenario.phases]
     lines += [f"fault at {fault.at_s:g} s: {fault.name}" for fault in scenario.faults]
     return "\n".join(lines)
 
 
-_HEAD = ("tenant", "arrivals", "requests", "input", "output", "tokens/s offered", "retries")
+_HEAD = (
+    "tenant",
+    "endpoint",
+    "prompts",
+    "arrivals",
+    "requests",
+    "input",
+    "output",
+    "tokens/s offered",
+    "retries",
+)
 
 
 def _row(scenario: Scenario, tenant: Tenant) -> list[str]:
-    asked = _expected(scenario, tenant)
+    asked = expected_requests(scenario, tenant)
     inputs, outputs = _lengths(tenant)
     starts, ends = scenario.span(tenant)
     offered = asked * (inputs + outputs) / (ends - starts) if asked is not None and ends > starts else None
     return [
         tenant.name,
+        _endpoint(tenant),
+        "token ids" if form(scenario.prompt, tenant) is PromptForm.IDS else "text",
         _arrivals(scenario, tenant),
         words.NOTHING if asked is None else f"about {asked:.0f}",
         f"{inputs:.0f}",
@@ -41,24 +56,21 @@ def _row(scenario: Scenario, tenant: Tenant) -> list[str]:
     ]
 
 
+def _endpoint(tenant: Tenant) -> str:
+    own = [tenant.model] if tenant.model is not None else []
+    own += [name for name, _ in tenant.extra_body]
+    return f"{tenant.endpoint} ({', '.join(own)})" if own else str(tenant.endpoint)
+
+
 def _arrivals(scenario: Scenario, tenant: Tenant) -> str:
     process = tenant.process
     if isinstance(process, Closed):
         return f"closed, {most_workers(scenario, tenant)} workers"
     if isinstance(process, Replay):
         return f"replay of {process.file}"
-    return type(process).__name__.lower()
-
-
-def _expected(scenario: Scenario, tenant: Tenant) -> float | None:
-    """The expected number of requests. A closed loop sends one after each response."""
-    if isinstance(tenant.process, Closed):
-        return None
-    if isinstance(tenant.process, Replay):
-        starts, ends = scenario.span(tenant)
-        moments = [starts + traced.at_s for traced in tenant.process.trace]
-        return sum(scenario.factor(tenant.name, at) for at in moments if at < ends)
-    return sum(segment.area for segment in segments(scenario, tenant))
+    kind = type(process).__name__.lower()
+    talks = tenant.conversation
+    return kind if talks is None else f"{kind}, conversations of {mean(talks.turns):.3g} turns"
 
 
 def _lengths(tenant: Tenant) -> tuple[float, float]:
@@ -68,7 +80,21 @@ def _lengths(tenant: Tenant) -> tuple[float, float]:
             sum(traced.input_tokens for traced in trace) / len(trace),
             sum(traced.output_tokens for traced in trace) / len(trace),
         )
-    return mean(tenant.input), mean(tenant.output)
+    inputs, outputs = mean(tenant.input), mean(tenant.output)
+    return (
+        (inputs, outputs) if tenant.conversation is None else _by_turn(tenant.conversation, inputs, outputs)
+    )
+
+
+def _by_turn(conversation: Conversation, inputs: float, outputs: float) -> tuple[float, float]:
+    """The mean lengths over the turns of a mean conversation. Each input carries the earlier turns."""
+    later_input, later_output = conversation.later_input, conversation.later_output
+    more = mean(later_input) if later_input is not None else inputs
+    answer = mean(later_output) if later_output is not None else outputs
+    later = mean(conversation.turns) - 1
+    # The turn k after the first carries the first turn, k - 1 later ones, and has new tokens of its own.
+    carried = later * (inputs + outputs) + later * (later - 1) / 2 * (more + answer) + later * more
+    return (inputs + carried) / (later + 1), (outputs + later * answer) / (later + 1)
 
 
 def _retries(tenant: Tenant) -> str:

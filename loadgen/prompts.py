@@ -7,11 +7,15 @@ exception is a shared prefix of the scenario. A retry sends the same bytes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
 from loadgen.arrivals import Request, stream
-from loadgen.scenario import PromptForm, Route, Scenario, Tenant
+from loadgen.endpoints.dialect import Ask, Message, Piece
+from loadgen.endpoints.table import DIALECTS
+from loadgen.scenario import PromptForm, Scenario, Tenant
 
 FIRST_ID = 10
 """The lowest token id of 256, all below 400. Lower ids are special in most vocabularies."""
@@ -33,40 +37,66 @@ def text(size: int, *names: str, seed: int) -> str:
     return "".join([_WORDS[byte] for byte in chosen])[:size]
 
 
+def form(prompt: PromptForm, tenant: Tenant) -> PromptForm:
+    """The form of a tenant's prompts: the scenario's, or text if its endpoint does not accept token ids."""
+    return prompt if DIALECTS[tenant.endpoint].accepts_ids else PromptForm.TEXT
+
+
 def body(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = "") -> bytes:
     """The body of a request."""
-    fields = {
-        "model": scenario.model,
-        "max_tokens": request.output_tokens,
-        "ignore_eos": True,  # so that the scenario sets the length of the response, not the model
-        "temperature": 0,
-        "stream": scenario.stream,
-    }
-    if scenario.stream:
-        fields["stream_options"] = {"include_usage": True}
-    if tenant.priority is not None:
-        fields["priority"] = tenant.priority
-    return _encode({**fields, **_prompt(scenario, tenant, request, seed, worker)})
+    contents = _pieces(scenario, tenant, request, seed, worker)
+    return body_of_messages(scenario, tenant, request, [("user", piece) for piece in contents])
 
 
-def _prompt(
-    scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str
-) -> dict[str, object]:
-    prefix = min(_prefix_tokens(tenant, request), request.input_tokens)
-    unique = request.input_tokens - prefix
-    shared_by = tenant.prefix.name if tenant.prefix is not None else ""
-    own = (tenant.name, worker, str(request.number), "prompt")
-    if scenario.prompt is PromptForm.IDS:
-        ids = token_ids(prefix, shared_by, "prefix", seed=seed) + token_ids(unique, *own, seed=seed)
-        return {"prompt": msgspec.Raw(b"[" + b",".join(ids) + b"]")}
+def body_of_messages(
+    scenario: Scenario, tenant: Tenant, request: Request, messages: Sequence[Message]
+) -> bytes:
+    """The body of a request with these messages. Some endpoints take them as one text, or as a batch."""
+    ask = Ask(messages, request.output_tokens, scenario.stream, tenant.ignore_eos, tenant.priority)
+    fields = DIALECTS[tenant.endpoint].fields(ask)
+    return _encode({"model": tenant.model or scenario.model, **fields, **dict(tenant.extra_body)})
+
+
+def _pieces(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str) -> list[Piece]:
+    """The inputs of a request: several for a batch."""
+    sizes = DIALECTS[tenant.endpoint].split(request.input_tokens, tenant.batch)
+    make = _ids if form(scenario.prompt, tenant) is PromptForm.IDS else content
+    return [
+        make(scenario, tenant, replace(request, input_tokens=size), seed, _sequence(worker, number))
+        for number, size in enumerate(sizes)
+    ]
+
+
+def _sequence(worker: str, piece: int) -> str:
+    """A name for the random stream of each further input of a batch."""
+    return f"{worker}/{piece}" if piece else worker
+
+
+def _ids(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = "") -> msgspec.Raw:
+    prefix = _prefix_tokens(tenant, request)
+    ids = token_ids(prefix, _prefix_name(tenant), "prefix", seed=seed)
+    ids += token_ids(request.input_tokens - prefix, *_own(tenant, request, worker), seed=seed)
+    return msgspec.Raw(b"[" + b",".join(ids) + b"]")
+
+
+def content(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = "") -> str:
+    """The text of a request's prompt. ``worker`` names the sequence in which requests are numbered."""
     per_token = 1 / scenario.tokens_per_byte
     size = max(round(request.input_tokens * per_token), 1)
-    shared = text(min(round(prefix * per_token), size), shared_by, "prefix", seed=seed)
-    content = shared + text(size - len(shared), *own, seed=seed)
-    if scenario.route is Route.CHAT:
-        return {"messages": [{"role": "user", "content": content}]}
-    return {"prompt": content}
+    prefix = min(round(_prefix_tokens(tenant, request) * per_token), size)
+    shared = text(prefix, _prefix_name(tenant), "prefix", seed=seed)
+    return shared + text(size - len(shared), *_own(tenant, request, worker), seed=seed)
+
+
+def _own(tenant: Tenant, request: Request, worker: str) -> tuple[str, ...]:
+    return tenant.name, worker, str(request.number), "prompt"
+
+
+def _prefix_name(tenant: Tenant) -> str:
+    return tenant.prefix.name if tenant.prefix is not None else ""
 
 
 def _prefix_tokens(tenant: Tenant, request: Request) -> int:
-    return tenant.prefix.tokens if tenant.prefix is not None and request.has_prefix else 0
+    if tenant.prefix is None or not request.has_prefix:
+        return 0
+    return min(tenant.prefix.tokens, request.input_tokens)

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
+from loadgen import behaviour_fields, length_fields, prompts
+from loadgen.endpoints.table import DIALECTS
 from loadgen.fields import Field, ScenarioError, document, given
+from loadgen.length_fields import LONGEST_TOKENS
+from loadgen.request_options import check_fields, extra_body, headers, secret
 from loadgen.scenario import (
     Bursty,
     Closed,
     Constant,
-    Empirical,
+    Endpoint,
     Fault,
     Fixed,
-    Lengths,
-    Lognormal,
-    Normal,
+    Gamma,
     OnOff,
     Phase,
     Poisson,
@@ -32,23 +35,26 @@ from loadgen.scenario import (
     Ramp,
     Replay,
     Retries,
-    Route,
     Scenario,
+    Slo,
     Tenant,
     Traced,
-    Uniform,
+    unmeasured,
 )
 
-LONGEST_TOKENS = 1 << 20
-"""Longer prompts are treated as typing errors."""
+MOST_BATCH = 2048
+"""The most texts of a request to embed in OpenAI's API."""
+MOST_CV = 20.0
+"""The largest coefficient of variation: above it, a run of minutes has no or all of its requests at once."""
 SIGNALS = ("STOP", "CONT", "KILL", "TERM")
 _SCENARIO = (
-    "name", "seed", "duration_s", "model", "route", "stream", "prompt", "tokens_per_byte", "timeout_s",
-    "drain_s", "spread", "tenants", "phases", "faults",
+    "name", "seed", "duration_s", "model", "endpoint", "route", "stream", "prompt", "tokens_per_byte",
+    "timeout_s", "drain_s", "spread", "tenants", "phases", "faults", "warm_up_s", "cool_down_s",
 )  # fmt: skip
 _TENANT = (
-    "name", "key", "arrivals", "input", "output", "prefix", "retries", "priority", "tier", "starts_s",
-    "ends_s",
+    "name", "key", "arrivals", "input", "output", "prefix", "retries", "priority", "tier", "slo",
+    "starts_s", "ends_s", "cancel", "conversation", "endpoint", "model", "ignore_eos", "batch", "headers",
+    "extra_body",
 )  # fmt: skip
 
 
@@ -76,37 +82,61 @@ def parse(text: str, file: str, environment: Mapping[str, str], folder: Path) ->
     """The scenario of a text. Paths of traces are relative to ``folder``. Raises ``ScenarioError``."""
     top = document(text, file)
     fields = top.fields(_SCENARIO, required=("name", "model", "duration_s", "tenants"))
-    route = Route(given(fields, "route", lambda f: f.word(tuple(Route)), Route.COMPLETIONS.value))
+    endpoint = _default_endpoint(top, fields)
     duration = fields["duration_s"].number("seconds", above=True)
     timeout = given(fields, "timeout_s", lambda f: f.number("seconds", above=True), 120.0)
-    tenants = _tenants(fields["tenants"], environment, folder)
+    tenants = _tenants(fields["tenants"], endpoint, environment, folder)
     phases = given(fields, "phases", lambda f: _phases(f, tenants, duration), ())
+    form = given(fields, "prompt", lambda f: _form(f, tenants), PromptForm.IDS)
+    stream = given(fields, "stream", Field.truth, True)
+    for item, tenant in zip(fields["tenants"].items(), tenants, strict=True):
+        is_streamed = stream and DIALECTS[tenant.endpoint].generates
+        behaviour_fields.check(item, tenant, prompts.form(form, tenant), is_streamed=is_streamed)
+    warm_up, cool_down = (given(fields, name, _seconds, 0.0) for name in ("warm_up_s", "cool_down_s"))
+    if problem := unmeasured(duration, warm_up, cool_down):
+        top.fail(problem, "make warm_up_s and cool_down_s shorter, or duration_s longer")
     return Scenario(
         name=fields["name"].text(),
         model=fields["model"].text(),
         duration_s=duration,
         tenants=tenants,
         seed=given(fields, "seed", lambda f: f.whole("(a seed)"), 0),
-        route=route,
-        prompt=given(fields, "prompt", lambda f: _form(f, route), _DEFAULT_FORM[route]),
+        prompt=form,
         tokens_per_byte=given(fields, "tokens_per_byte", lambda f: f.number("tokens", above=True), 0.25),
-        stream=given(fields, "stream", Field.truth, True),
+        stream=stream,
         timeout_s=timeout,
         drain_s=given(fields, "drain_s", lambda f: f.number("seconds"), timeout),
         spread=given(fields, "spread", _spread, "round_robin"),
         phases=phases,
         faults=given(fields, "faults", lambda f: tuple(_fault(item, duration) for item in f.items()), ()),
+        warm_up_s=warm_up,
+        cool_down_s=cool_down,
     )
 
 
-_DEFAULT_FORM = {Route.CHAT: PromptForm.TEXT, Route.COMPLETIONS: PromptForm.IDS}
+def _seconds(field: Field) -> float:
+    return field.number("seconds")
 
 
-def _form(field: Field, route: Route) -> PromptForm:
+def _default_endpoint(top: Field, fields: dict[str, Field]) -> Endpoint:
+    """The endpoint of tenants without one of their own. ``route`` is the former name of the field."""
+    if "endpoint" in fields and "route" in fields:
+        top.fail("has both endpoint and its former name route", "remove 'route:'")
+    name = "route" if "route" in fields else "endpoint"
+    return given(fields, name, _endpoint, Endpoint.COMPLETIONS)
+
+
+def _endpoint(field: Field) -> Endpoint:
+    return Endpoint(field.word(tuple(Endpoint)))
+
+
+def _form(field: Field, tenants: tuple[Tenant, ...]) -> PromptForm:
     form = PromptForm(field.word(tuple(PromptForm)))
-    if form is PromptForm.IDS and route is Route.CHAT:
+    texts = [t for t in tenants if not DIALECTS[t.endpoint].accepts_ids]
+    if form is PromptForm.IDS and texts:
         field.fail(
-            "is ids, which the chat route does not accept", "write 'route: completions' or 'prompt: text'"
+            f"is ids, which the {texts[0].endpoint} endpoint of tenant {texts[0].name!r} does not accept",
+            "write 'prompt: text', or remove it: every tenant then sends ids where its endpoint accepts them",
         )
     return form
 
@@ -120,10 +150,12 @@ def _spread(field: Field) -> str | tuple[float, ...]:
     return weights
 
 
-def _tenants(field: Field, environment: Mapping[str, str], folder: Path) -> tuple[Tenant, ...]:
+def _tenants(
+    field: Field, endpoint: Endpoint, environment: Mapping[str, str], folder: Path
+) -> tuple[Tenant, ...]:
     tenants: list[Tenant] = []
     for item in field.items():
-        tenant = _tenant(item, environment, folder)
+        tenant = _tenant(item, endpoint, environment, folder)
         if any(tenant.name == other.name for other in tenants):
             item.fail(f"is the second tenant named {tenant.name!r}", "give each its own name")
         tenants.append(tenant)
@@ -132,43 +164,47 @@ def _tenants(field: Field, environment: Mapping[str, str], folder: Path) -> tupl
     return tuple(tenants)
 
 
-def _tenant(item: Field, environment: Mapping[str, str], folder: Path) -> Tenant:
+def _tenant(item: Field, endpoint: Endpoint, environment: Mapping[str, str], folder: Path) -> Tenant:
     fields = item.fields(_TENANT, required=("name", "arrivals"))
     name = fields["name"].text()
+    endpoint = given(fields, "endpoint", _endpoint, endpoint)
+    check_fields(fields, endpoint)
+    dialect = DIALECTS[endpoint]
     process = _process(fields["arrivals"], folder)
-    lengths = [f for f in ("input", "output") if f not in fields]
+    lengths = [f for f in ("input", "output") if f not in fields and (f == "input" or dialect.generates)]
     if lengths and not isinstance(process, Replay):
         item.fail(f"has no {lengths[0]}", f"add '{lengths[0]}:' with a number of tokens or a distribution")
-    if len(lengths) != 2 and isinstance(process, Replay):
+    if ("input" in fields or "output" in fields) and isinstance(process, Replay):
         item.fail("replays a trace, which has lengths of its own", "remove input and output")
+    if not dialect.generates and isinstance(process, Replay):
+        process = replace(process, trace=tuple(replace(each, output_tokens=0) for each in process.trace))
     starts = given(fields, "starts_s", lambda f: f.number("seconds"), 0.0)
     return Tenant(
         name=name,
         process=process,
-        input=given(fields, "input", _lengths, Fixed(1)),
-        output=given(fields, "output", _lengths, Fixed(1)),
-        key=given(fields, "key", lambda f: _key(f, environment), None),
+        input=given(fields, "input", length_fields.lengths, Fixed(1)),
+        output=given(fields, "output", length_fields.lengths, Fixed(1 if dialect.generates else 0)),
+        key=given(fields, "key", lambda f: secret(f, environment), None),
+        endpoint=endpoint,
+        model=given(fields, "model", Field.text, None),
+        ignore_eos=given(fields, "ignore_eos", Field.truth, dialect.takes_ignore_eos),
+        batch=given(fields, "batch", _batch, dialect.batch or 1),
+        headers=given(fields, "headers", lambda f: headers(f, environment, has_key="key" in fields), ()),
+        extra_body=given(fields, "extra_body", extra_body, ()),
         prefix=given(fields, "prefix", lambda f: _prefix(f, name), None),
         retries=given(fields, "retries", _retries, Retries()),
         priority=given(fields, "priority", lambda f: f.whole("(a priority)", least=-(1 << 31)), None),
         tier=given(fields, "tier", Field.text, ""),
+        slo=given(fields, "slo", _slo, None),
         starts_s=starts,
         ends_s=given(fields, "ends_s", lambda f: f.number("seconds", least=starts, above=True), None),
+        cancel=given(fields, "cancel", behaviour_fields.cancel, None),
+        conversation=given(fields, "conversation", behaviour_fields.conversation, None),
     )
 
 
-def _key(field: Field, environment: Mapping[str, str]) -> str:
-    if not field.is_mapping:
-        key = field.text()
-    else:
-        named = field.fields(("env",), required=("env",))["env"]
-        variable = named.text()
-        if not environment.get(variable):
-            named.fail(f"names {variable}, which is not set", f"run with {variable}=… in the environment")
-        key = environment[variable]
-    if not key.isprintable() or not key.isascii():
-        field.fail("has characters that a header cannot contain", "use printable ASCII")
-    return key
+def _batch(field: Field) -> int:
+    return field.whole("texts", least=1, most=MOST_BATCH)
 
 
 def _prefix(field: Field, tenant: str) -> Prefix:
@@ -189,6 +225,18 @@ def _retries(field: Field) -> Retries:
     )
 
 
+_GOALS = ("ttft_ms", "tpot_ms", "e2e_ms")
+
+
+def _slo(field: Field) -> Slo:
+    fields = field.fields(_GOALS)
+    if not fields:
+        field.fail("has no goal", f"write at least one of {', '.join(_GOALS)}, such as {{ttft_ms: 300}}")
+    return Slo(
+        *(given(fields, goal, lambda f: f.number("milliseconds", above=True), None) for goal in _GOALS)
+    )
+
+
 def _rate(fields: dict[str, Field], name: str = "rate") -> float:
     return fields[name].number("requests per second", above=True)
 
@@ -204,6 +252,11 @@ def _poisson(field: Field) -> Poisson:
 def _bursty(field: Field) -> Bursty:
     fields = field.fields(("rate", "burst"), required=("rate", "burst"))
     return Bursty(_rate(fields), fields["burst"].whole("requests", least=1))
+
+
+def _gamma(field: Field) -> Gamma:
+    fields = field.fields(("rate", "cv"), required=("rate", "cv"))
+    return Gamma(_rate(fields), fields["cv"].number("(no unit)", above=True, most=MOST_CV))
 
 
 def _ramp(field: Field) -> Ramp:
@@ -228,6 +281,7 @@ _PROCESSES: dict[str, Callable[[Field], Process]] = {
     "constant": _constant,
     "poisson": _poisson,
     "bursty": _bursty,
+    "gamma": _gamma,
     "ramp": _ramp,
     "on_off": _on_off,
     "closed": _closed,
@@ -266,64 +320,6 @@ def _traced(line: bytes, where: str) -> Traced:
         if not 1 <= tokens <= LONGEST_TOKENS:
             raise ScenarioError(f"{where}: {name} is {tokens}; write from 1 to {LONGEST_TOKENS} tokens")
     return Traced(read.at, read.input, read.output)
-
-
-def _tokens(field: Field) -> int:
-    return field.whole("tokens", least=1, most=LONGEST_TOKENS)
-
-
-def _range(field: Field, fields: dict[str, Field]) -> tuple[int, int]:
-    least, most = given(fields, "least", _tokens, 1), given(fields, "most", _tokens, LONGEST_TOKENS)
-    if least > most:
-        field.fail(f"has least {least} above most {most}", "swap the two")
-    return least, most
-
-
-def _uniform(field: Field) -> Uniform:
-    fields = field.fields(("least", "most"), required=("least", "most"))
-    return Uniform(*_range(field, fields))
-
-
-def _normal(field: Field) -> Normal:
-    fields = field.fields(("mean", "deviation", "least", "most"), required=("mean", "deviation"))
-    mean, deviation = fields["mean"].number("tokens", above=True), fields["deviation"].number("tokens")
-    return Normal(mean, deviation, *_range(field, fields))
-
-
-def _lognormal(field: Field) -> Lognormal:
-    fields = field.fields(("median", "sigma", "least", "most"), required=("median", "sigma"))
-    median, sigma = fields["median"].number("tokens", above=True), fields["sigma"].number("(no unit)", most=5)
-    return Lognormal(median, sigma, *_range(field, fields))
-
-
-def _empirical(field: Field) -> Empirical:
-    lengths: list[int] = []
-    weights: list[float] = []
-    for item in field.items():
-        fields = (
-            item.fields(("tokens", "weight"), required=("tokens",)) if item.is_mapping else {"tokens": item}
-        )
-        lengths.append(_tokens(fields["tokens"]))
-        weights.append(given(fields, "weight", lambda f: f.number("(a weight)"), 1.0))
-    if not sum(weights) > 0:
-        field.fail("has no length of a weight above 0", "write a list of {tokens: 100, weight: 2}")
-    return Empirical(tuple(lengths), tuple(weights))
-
-
-_LENGTHS: dict[str, Callable[[Field], Lengths]] = {
-    "fixed": lambda field: Fixed(_tokens(field)),
-    "uniform": _uniform,
-    "normal": _normal,
-    "lognormal": _lognormal,
-    "empirical": _empirical,
-}
-
-
-def _lengths(field: Field) -> Lengths:
-    if field.is_number:
-        return Fixed(_tokens(field))
-    kind, body = field.one(tuple(_LENGTHS))
-    return _LENGTHS[kind](body)
 
 
 def _phases(field: Field, tenants: tuple[Tenant, ...], duration: float) -> tuple[Phase, ...]:

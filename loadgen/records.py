@@ -1,4 +1,4 @@
-"""The files of a run in its folder: requests.jsonl, state.jsonl, meta.json, summary.json.
+"""The files of a run in its folder: requests.jsonl, state.jsonl, meta.json, summary.json, goals.json.
 
 requests.jsonl has one line for each attempt, written at its end. The other files describe
 the whole run. No file contains API keys.
@@ -17,11 +17,11 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from loadgen.scenario import Process, Replay, Scenario
+from loadgen.scenario import Header, Process, Replay, Scenario, Slo
 
 _Record = TypeVar("_Record")
-REQUESTS, STATE, META, SUMMARY, REPORT = (
-    "requests.jsonl", "state.jsonl", "meta.json", "summary.json", "report.html",
+REQUESTS, STATE, META, SUMMARY, GOALS, REPORT = (
+    "requests.jsonl", "state.jsonl", "meta.json", "summary.json", "goals.json", "report.html",
 )  # fmt: skip
 _PACKAGES = ("tokenpool", "aiohttp", "uvloop", "msgspec")
 _encode = msgspec.json.Encoder().encode
@@ -34,16 +34,24 @@ class Outcome(StrEnum):
     SHED = "shed"
     """Status 429."""
     UNAVAILABLE = "unavailable"
-    """Status 503."""
+    """Status 503, or 529 of Anthropic's API."""
     ERROR = "error"
-    """Any other status than success."""
+    """Any other status than success, an error event in a stream, or a response without a completion."""
     BROKEN = "broken"
     """The connection could not be opened, or ended before the response."""
     TIMEOUT = "timeout"
     PREEMPTED = "preempted"
-    """An error event in a stream that had begun."""
+    """An error event with the code ``preempted``: a request with a guarantee needed the capacity."""
+    CANCELLED = "cancelled"
+    """The client ended it, as the scenario's ``cancel`` says."""
     CUT = "cut"
     """The run ended before the request."""
+
+
+REFUSED = frozenset({Outcome.SHED, Outcome.UNAVAILABLE})
+"""The server answered that it does not serve the request now."""
+FAILED = frozenset({Outcome.ERROR, Outcome.BROKEN, Outcome.TIMEOUT, Outcome.PREEMPTED, Outcome.CUT})
+"""The request was neither served nor refused."""
 
 
 class Attempt(msgspec.Struct, omit_defaults=True):
@@ -54,7 +62,10 @@ class Attempt(msgspec.Struct, omit_defaults=True):
 
     tenant: str
     request: str
-    """The request's number; in a closed loop after the number of its worker, as in ``w3.17``."""
+    """The request's number; in a closed loop after the number of its worker, as in ``w3.17``.
+
+    A turn of a conversation has both numbers, as in ``c12.2``.
+    """
     intended_s: float
     """The due time of the request, that is, of its first attempt."""
     due_s: float
@@ -71,20 +82,30 @@ class Attempt(msgspec.Struct, omit_defaults=True):
     status: int = 0
     """0 without a response."""
     reason: str = ""
-    """``x-tokenpool-reason``, or else the error's code."""
+    """``x-tokenpool-reason``, or else the error's code, or a name of the failure (see `causes`)."""
+    message: str = ""
+    """The words of the server or of the library about a failure, as one line."""
     retry_after_s: float | None = None
     first_s: float | None = None
     """The time of the first token."""
+    last_s: float | None = None
+    """The time of the last token of a stream."""
     prompt_tokens: int = 0
     """Input tokens by the engine's count."""
     tokens: int = 0
     """Output tokens by the engine's count, or else the number of events."""
+    is_counted: bool = False
+    """Whether the engine reported its count of the output tokens."""
     url: int = 0
     gap_mean_s: float | None = None
     gap_p99_s: float | None = None
     gap_max_s: float | None = None
     gaps: dict[int, int] = {}
     """See `statistics.Histogram`."""
+    is_measured: bool = True
+    """Whether the request counts: false in the warm-up and the cool-down."""
+    turn: int = 0
+    """The turn of a conversation, from 1; 0 outside conversations."""
 
 
 class FaultResult(msgspec.Struct, frozen=True):
@@ -108,6 +129,7 @@ class TenantMeta(msgspec.Struct, frozen=True):
 
     name: str
     tier: str = ""
+    slo: Slo | None = None
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -144,12 +166,20 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     """Delays of attempts after their due time."""
     lag_max_s: float
     cpu: float
-    """The generator's CPU time as a share of a core: the 95th percentile over single seconds."""
+    """The generator's CPU time as a share of a core: the 95th percentile over single seconds.
+
+    It is that of the busiest process.
+    """
+    processes: int = 1
+    """The number of processes of the generator."""
     complaints: list[str]
     """Reasons why the run is unreliable; empty if the generator kept up."""
     unread_states: dict[str, int]
     """The number of failed reads of a state page, by URL."""
     scenario: dict[str, object]
+    warm_up_s: float = 0.0
+    cool_down_s: float = 0.0
+    """The time before the end of the arrivals in which requests are not measured."""
 
 
 class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -201,13 +231,15 @@ def versions() -> dict[str, str]:
 
 
 def described(scenario: Scenario) -> dict[str, object]:
-    """A scenario for meta.json: complete except for keys and the lines of traces."""
+    """A scenario for meta.json: complete except for keys, values of headers and the lines of traces."""
     shown = _shown(scenario)
     assert isinstance(shown, dict)
     return shown
 
 
 def _shown(value: object) -> object:
+    if isinstance(value, Header):
+        return value.name
     if isinstance(value, Replay):
         return {"replay": {"file": value.file, "requests": len(value.trace)}}
     if is_dataclass(value) and not isinstance(value, type):

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from loadgen import arrivals, prompts
-from loadgen.arrivals import Request
-from loadgen.client import Client
+from loadgen.arrivals import Arrival, Request
+from loadgen.client import Client, recipient
+from loadgen.conversations import Talk, turns
 from loadgen.faults import inflict
-from loadgen.progress import Progress
+from loadgen.processes.part import WHOLE, Part
+from loadgen.progress import Display, Progress
 from loadgen.records import (
     META,
     REQUESTS,
@@ -43,14 +45,16 @@ from loadgen.records import (
     versions,
 )
 from loadgen.sampling import Sampler
-from loadgen.scenario import LONGEST_WAIT_S, Closed, Retries, Scenario, Tenant
+from loadgen.scenario import LONGEST_WAIT_S, Closed, Conversation, Retries, Scenario, Tenant
 from loadgen.statistics import percentile
 
 LATE_S = 0.05
 """The generator could not keep up if the p99 of the delays exceeds this, s ..."""
 BUSY = 0.9
 """... or if it used more than this share of its core."""
-_HEAD_START_S = 0.05
+HEAD_START_S = 0.05
+_WANTED = (Outcome.SERVED, Outcome.CANCELLED)
+"""Endings after which a client goes on without a wait."""
 _RETRIED = (Outcome.SHED, Outcome.UNAVAILABLE)
 
 
@@ -66,6 +70,8 @@ class Order:
     faults: bool = False
     """Whether the scenario's faults may be inflicted."""
     command: list[str] = field(default_factory=list)
+    part: Part = WHOLE
+    """The requests that this process sends."""
 
 
 def backoff(retries: Retries, attempt: int, asked_s: float | None, jitter: float) -> float:
@@ -92,15 +98,19 @@ def complaints(lag_p99_s: float, cpu: float) -> list[str]:
 class Runner:
     """A run in progress. ``stop`` ends it early, and keeps the measurements."""
 
-    def __init__(self, order: Order, progress: Progress, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, order: Order, progress: Display, clock: Callable[[], float], zero_s: float | None = None
+    ) -> None:
+        """``zero_s`` is the start of the run on the clock; ``None`` is soon."""
         self._order = order
         self._scenario = order.scenario
         self._progress = progress
-        self._zero = clock() + _HEAD_START_S
+        self._zero = clock() + HEAD_START_S if zero_s is None else zero_s
         self._monotonic = clock
         self._lines = Lines(order.out / REQUESTS)
         self._state_lines = Lines(order.out / STATE)
-        self._sampler = Sampler(order.states, self._state_lines, self.now)
+        states = order.states if order.part.is_first else []
+        self._sampler = Sampler(states, self._state_lines, self.now)
         self._requests: set[asyncio.Task[object]] = set()
         self._error: BaseException | None = None
         self._in_flight = 0
@@ -108,10 +118,11 @@ class Runner:
         self._lags: list[float] = []
         self._busy: list[float] = []
         self._fault_results: list[FaultResult] = []
-        self._turn = itertools.count()
-        self._spread = arrivals.stream(order.scenario.seed, "", "spread")
+        self._turn = itertools.count(order.part.index)
+        self._spread = arrivals.stream(order.scenario.seed, str(order.part.index or ""), "spread")
         self._stopped = asyncio.Event()
         self._client: Client
+        self._recipients = {tenant.name: recipient(tenant) for tenant in order.scenario.tenants}
 
     def now(self) -> float:
         """Seconds since the start of the run."""
@@ -132,10 +143,9 @@ class Runner:
         scenario = self._scenario
         jobs = (self._sampler.run(), self._report(), self._watch_cpu())
         beside: list[asyncio.Task[None]] = [asyncio.create_task(job) for job in jobs]
-        faults = scenario.faults if self._order.faults else ()
+        faults = scenario.faults if self._order.faults and self._order.part.is_first else ()
         beside += [asyncio.create_task(inflict(fault, self.now, self._fault_results)) for fault in faults]
-        path = scenario.route.path
-        async with Client(self._order.urls, path, scenario.timeout_s, self.now) as self._client:
+        async with Client(self._order.urls, scenario.timeout_s, self.now) as self._client:
             await self._unless_stopped(asyncio.create_task(self._arrive_and_drain()))
             ended = self.now()
             await _end([*self._requests])
@@ -158,22 +168,29 @@ class Runner:
 
     async def _arrive_and_drain(self) -> None:
         async with asyncio.TaskGroup() as tenants:
-            for tenant in self._scenario.tenants:
-                tenants.create_task(self._tenant(tenant))
+            for position, tenant in enumerate(self._scenario.tenants):
+                tenants.create_task(self._tenant(tenant, position))
         if self._requests:
             left = self._scenario.duration_s + self._scenario.drain_s - self.now()
             await asyncio.wait(self._requests, timeout=max(left, 0.0))
 
-    async def _tenant(self, tenant: Tenant) -> None:
+    async def _tenant(self, tenant: Tenant, position: int) -> None:
+        part = self._order.part
         if isinstance(tenant.process, Closed):
             for worker in range(arrivals.most_workers(self._scenario, tenant)):
-                self._start(self._work(tenant, tenant.process, worker))
+                if part.has(worker, position):
+                    self._start(self._work(tenant, tenant.process, worker))
             await self._sleep_until(self._scenario.duration_s)
             return
         for arrival in arrivals.arrivals(self._scenario, tenant, self._scenario.seed):
+            if not part.has(arrival.request.number, position):
+                continue
             if arrival.at_s > self.now():
                 await self._sleep_until(arrival.at_s)
-            self._start(self._request(tenant, arrival.request, arrival.at_s))
+            if tenant.conversation is not None:
+                self._start(self._converse(tenant, tenant.conversation, arrival))
+            else:
+                self._start(self._request(tenant, arrival.request, arrival.at_s))
         await self._sleep_until(self._scenario.duration_s)
 
     def _start(self, work: Coroutine[Any, Any, object]) -> None:
@@ -200,25 +217,48 @@ class Runner:
             await self._sleep_until(resumes)
             last = await self._request(tenant, request, max(self.now(), 0.0), name)
             pause = process.think_s
-            if last.outcome is not Outcome.SERVED:
+            if last.outcome not in _WANTED:
                 # After a refusal, a worker waits as long as before a retry.
                 pause = max(pause, backoff(tenant.retries, 1, last.retry_after_s, 1.0))
             await self._sleep_until(min(self.now() + pause, scenario.duration_s))
 
+    async def _converse(self, tenant: Tenant, conversation: Conversation, arrival: Arrival) -> None:
+        """One conversation: each turn is due when the user has read and thought about the answer."""
+        talk, due = Talk(self._scenario, tenant), arrival.at_s
+        for turn in turns(tenant, conversation, arrival.request, self._scenario.seed):
+            due += turn.think_s
+            if due >= self._scenario.duration_s:
+                return
+            await self._sleep_until(due)
+            request, body = talk.ask(turn)
+            name = f"c{request.number}.{turn.number}"
+            last, answer = await self._attempts(tenant, request, body, due, name, turn=turn.number)
+            if not talk.hear(last, answer):
+                return
+            due = last.end_s
+
     async def _request(self, tenant: Tenant, request: Request, at_s: float, worker: str = "") -> Attempt:
         """Send a request with all its attempts, and return the last attempt."""
-        scenario, retries = self._scenario, tenant.retries
-        body = prompts.body(scenario, tenant, request, scenario.seed, worker)
+        body = prompts.body(self._scenario, tenant, request, self._scenario.seed, worker)
         name = f"{worker}.{request.number}" if worker else str(request.number)
+        last, _ = await self._attempts(tenant, request, body, at_s, name)
+        return last
+
+    async def _attempts(
+        self, tenant: Tenant, request: Request, body: bytes, at_s: float, name: str, turn: int = 0
+    ) -> tuple[Attempt, str]:
+        """The last attempt of a request, and, for a turn of a conversation, the answer's text."""
+        scenario, retries = self._scenario, tenant.retries
+        answer = ""
         jitter = arrivals.stream(scenario.seed, tenant.name, name, "jitter")
         due = at_s
         for number in itertools.count(1):
             attempt = Attempt(
                 tenant.name, name, at_s, due, due, due, request.input_tokens, request.output_tokens, number,
-                url=self._url(),
+                url=self._url(), is_measured=scenario.is_measured(at_s), turn=turn,
             )  # fmt: skip
             try:
-                await self._perform(attempt, body, tenant.key)
+                answer = await self._perform(attempt, body, tenant, request)
                 wait = backoff(retries, number, attempt.retry_after_s, jitter.random())
                 due = attempt.end_s + wait
                 attempt.is_last = (
@@ -229,12 +269,14 @@ class Runner:
             if attempt.is_last:
                 break
             await self._sleep_until(due)
-        return attempt
+        return attempt, answer
 
-    async def _perform(self, attempt: Attempt, body: bytes, key: str | None) -> None:
+    async def _perform(self, attempt: Attempt, body: bytes, tenant: Tenant, request: Request) -> str:
         self._in_flight += 1
         try:
-            await self._client.perform(attempt, body, key)
+            cancel = tenant.cancel if request.is_cancelled else None
+            to = self._recipients[tenant.name]
+            return await self._client.perform(attempt, body, to, cancel=cancel, keeps_answer=attempt.turn > 0)
         finally:
             self._in_flight -= 1
 
@@ -275,7 +317,7 @@ class Runner:
             drain_s=scenario.drain_s,
             ended_s=ended,
             is_interrupted=self.is_stopped,
-            tenants=[TenantMeta(tenant.name, tenant.tier) for tenant in scenario.tenants],
+            tenants=[TenantMeta(tenant.name, tenant.tier, tenant.slo) for tenant in scenario.tenants],
             phases=[PhaseMeta(phase.name, phase.from_s, phase.to_s) for phase in scenario.phases],
             faults=self._fault_results,
             urls=order.urls,
@@ -290,6 +332,8 @@ class Runner:
             complaints=complaints(late, cpu),
             unread_states={url: count for url, count in self._sampler.unread.items() if count},
             scenario=described(scenario),
+            warm_up_s=scenario.warm_up_s,
+            cool_down_s=scenario.cool_down_s,
         )
 
 

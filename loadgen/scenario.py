@@ -11,16 +11,15 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
-class Route(StrEnum):
-    """The route of vLLM."""
+class Endpoint(StrEnum):
+    """The API of a tenant's requests. ``endpoints.table`` has the path and the format of each."""
 
     CHAT = "chat"
     COMPLETIONS = "completions"
-
-    @property
-    def path(self) -> str:
-        """The path after the server's address."""
-        return "/v1/chat/completions" if self is Route.CHAT else "/v1/completions"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
 
 
 class PromptForm(StrEnum):
@@ -29,7 +28,7 @@ class PromptForm(StrEnum):
     TEXT = "text"
     """Text of about the requested length, without a tokenizer."""
     IDS = "ids"
-    """Token ids, so that lengths are exact. Completions only."""
+    """Token ids, so that lengths are exact. Tenants whose endpoint accepts texts only send texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +102,15 @@ class Bursty:
 
 
 @dataclass(frozen=True, slots=True)
+class Gamma:
+    """Gaps with a gamma distribution: Poisson for ``cv`` 1, clustered above, more even below."""
+
+    rate: float
+    cv: float
+    """The coefficient of variation of the gaps: their standard deviation divided by their mean."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ramp:
     """A Poisson process with a linear change of rate, and a constant rate afterwards."""
 
@@ -145,7 +153,7 @@ class Replay:
     trace: tuple[Traced, ...]
 
 
-Process = Constant | Poisson | Bursty | Ramp | OnOff | Closed | Replay
+Process = Constant | Poisson | Bursty | Gamma | Ramp | OnOff | Closed | Replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +179,77 @@ class Retries:
     """The wait without Retry-After. It doubles each time up to ``LONGEST_WAIT_S``, with jitter."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Requests that the client ends itself, as a user who presses "stop" does."""
+
+    share: float
+    """The share of the tenant's requests, 0 to 1."""
+    after_s: float | None = None
+    """The time from the sending of an attempt to its cancellation ..."""
+    after_tokens: int | None = None
+    """... or the number of received tokens. Exactly one of the two is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exponential:
+    """Pauses with an exponential distribution."""
+
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Pauses with a uniform distribution over a range."""
+
+    least: float
+    most: float
+
+
+Pauses = float | Exponential | Between
+"""Pauses in seconds: always the same, or drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Requests in conversations. Each turn sends the earlier turns with the received answers.
+
+    The tenant's arrivals are the starts of conversations; its rate counts conversations.
+    """
+
+    turns: Lengths
+    """The number of turns of a conversation."""
+    think_s: Pauses
+    """The pause between the end of an answer and the next turn."""
+    later_input: Lengths | None = None
+    """New tokens of each turn after the first; ``None`` is the tenant's ``input``."""
+    later_output: Lengths | None = None
+    """Answers of the turns after the first; ``None`` is the tenant's ``output``."""
+
+
 LONGEST_WAIT_S = 8.0
 """The longest wait of the SDKs of OpenAI and Anthropic, s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A header of requests. Its value may be a secret, so results contain the name only."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """A tenant's goals for each request, in milliseconds; ``None`` for no goal. Named as in pool files.
+
+    The time to first token and the time until the last token count from the due time of the request.
+    """
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    """Time per output token after the first."""
+    e2e_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +262,28 @@ class Tenant:
     output: Lengths
     key: str | None = None
     """The API key; ``None`` sends none."""
+    endpoint: Endpoint = Endpoint.COMPLETIONS
+    model: str | None = None
+    """The model or LoRA adapter; ``None`` is the scenario's."""
+    ignore_eos: bool = True
+    """Whether the engine generates until the requested length. The length is otherwise an upper bound."""
+    batch: int = 1
+    """The number of texts of a request to embed, or of documents to rerank."""
+    headers: tuple[Header, ...] = ()
+    """Further headers of each request."""
+    extra_body: tuple[tuple[str, object], ...] = ()
+    """Further fields of each body, as JSON values."""
     prefix: Prefix | None = None
     retries: Retries = Retries()
     priority: int | None = None
     """vLLM's ``priority`` field, for engines that schedule by it."""
     tier: str = ""
-    """For the report only."""
+    """For the report and for goals such as ``guaranteed.ttft.p99<=300ms``."""
+    slo: Slo | None = None
     starts_s: float = 0.0
     ends_s: float | None = None
+    cancel: Cancel | None = None
+    conversation: Conversation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +326,6 @@ class Scenario:
     """The duration of the arrivals."""
     tenants: tuple[Tenant, ...]
     seed: int = 0
-    route: Route = Route.COMPLETIONS
     prompt: PromptForm = PromptForm.IDS
     tokens_per_byte: float = 0.25
     """Assumed tokens per byte of text."""
@@ -248,6 +338,14 @@ class Scenario:
     """The distribution over the URLs: ``round_robin``, ``random``, or weights in their order."""
     phases: tuple[Phase, ...] = ()
     faults: tuple[Fault, ...] = ()
+    warm_up_s: float = 0.0
+    """Requests that are due in this time from the start are not measured."""
+    cool_down_s: float = 0.0
+    """Requests that are due in this time before the end of the arrivals are not measured."""
+
+    def is_measured(self, at_s: float) -> bool:
+        """Whether a request that is due at this time counts."""
+        return self.warm_up_s <= at_s < self.duration_s - self.cool_down_s
 
     def phase_at(self, at_s: float) -> Phase | None:
         """The phase at a time; ``None`` between phases."""
@@ -270,6 +368,16 @@ class Scenario:
             yield phase.to_s
 
 
+def unmeasured(duration_s: float, warm_up_s: float, cool_down_s: float) -> str | None:
+    """The problem, if warm-up and cool-down leave no time to measure."""
+    if warm_up_s + cool_down_s < duration_s:
+        return None
+    return (
+        f"has {duration_s:g} s, of which a warm-up of {warm_up_s:g} s and a cool-down of {cool_down_s:g} s "
+        "leave nothing to measure"
+    )
+
+
 def faster(scenario: Scenario, factor: float) -> Scenario:
     """The same scenario with all rates and numbers of closed-loop workers multiplied."""
     return replace(scenario, tenants=tuple(_faster(tenant, factor) for tenant in scenario.tenants))
@@ -278,7 +386,7 @@ def faster(scenario: Scenario, factor: float) -> Scenario:
 def _faster(tenant: Tenant, factor: float) -> Tenant:
     process = tenant.process
     match process:
-        case Constant() | Poisson() | Bursty() | OnOff():
+        case Constant() | Poisson() | Bursty() | Gamma() | OnOff():
             process = replace(process, rate=process.rate * factor)
         case Ramp():
             process = replace(process, start=process.start * factor, end=process.end * factor)
@@ -291,7 +399,7 @@ def _faster(tenant: Tenant, factor: float) -> Tenant:
 
 
 def lasting(scenario: Scenario, seconds: float) -> Scenario:
-    """The same scenario in ``seconds``. Phases, faults, ramps and pauses scale with it.
+    """The same scenario in ``seconds``. Phases, faults, ramps, pauses, warm-up and cool-down scale with it.
 
     Rates, lengths, timeouts and traces stay as they are.
     """
@@ -299,6 +407,8 @@ def lasting(scenario: Scenario, seconds: float) -> Scenario:
     return replace(
         scenario,
         duration_s=seconds,
+        warm_up_s=scenario.warm_up_s * by,
+        cool_down_s=scenario.cool_down_s * by,
         tenants=tuple(_stretched(tenant, by) for tenant in scenario.tenants),
         phases=tuple(replace(p, from_s=p.from_s * by, to_s=p.to_s * by) for p in scenario.phases),
         faults=tuple(replace(fault, at_s=fault.at_s * by) for fault in scenario.faults),

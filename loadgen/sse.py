@@ -25,13 +25,29 @@ class Choice(msgspec.Struct):
     text: str | None = None
     delta: Delta | None = None
     finish_reason: str | None = None
+    message: Delta | None = None
+    """The content of a whole chat response."""
+
+    @property
+    def written(self) -> str:
+        """The text of the answer, without reasoning and tool calls."""
+        spoken = self.delta or self.message
+        return self.text or (spoken.content if spoken is not None else "") or ""
 
 
 class Usage(msgspec.Struct):
     """The engine's counts."""
 
     prompt_tokens: int = 0
-    completion_tokens: int | None = 0
+    completion_tokens: int | None = None
+    """``None`` if the engine does not report it."""
+
+    def after(self, earlier: Usage | None) -> Usage:
+        """These counts, with those of an earlier event that this one does not report."""
+        if earlier is None or (self.prompt_tokens and self.completion_tokens is not None):
+            return self
+        output = earlier.completion_tokens if self.completion_tokens is None else self.completion_tokens
+        return Usage(self.prompt_tokens or earlier.prompt_tokens, output)
 
 
 class Failure(msgspec.Struct):
@@ -43,8 +59,9 @@ class Failure(msgspec.Struct):
 
     @property
     def name(self) -> str:
-        """A short name: the code, or else the type."""
-        return str(self.code or self.type or "error")
+        """A short name: the code, or else the type. vLLM's code is only the status."""
+        code = "" if isinstance(self.code, int) or (self.code or "").isdigit() else self.code
+        return str(code or self.type or self.code or "error")
 
 
 class Event(msgspec.Struct):
@@ -61,6 +78,11 @@ class Event(msgspec.Struct):
             if _has_token(choice):
                 return True
         return False
+
+    @property
+    def text(self) -> str:
+        """The text of the first sequence, without reasoning and tool calls."""
+        return self.choices[0].written if self.choices else ""
 
     @property
     def is_finish(self) -> bool:

@@ -8,6 +8,8 @@ from html import escape
 from loadgen.statistics import Estimate
 
 NOTHING = "-"
+_LONG = 60
+"""Characters above which a cell of a page's table has several lines."""
 
 
 def seconds(value: float) -> str:
@@ -35,9 +37,14 @@ def estimate(made: Estimate | None, *, rate: bool) -> str:
 
 
 def interval(made: Estimate | None, *, rate: bool) -> str:
-    """A number's interval, with open ends for unknown bounds; empty without an interval."""
-    if made is None or (made.low is None and made.high is None):
+    """A number's interval, with a question mark for an unknown bound.
+
+    "no interval" if there is a reason for it; empty for numbers that never have one.
+    """
+    if made is None:
         return ""
+    if made.low is None and made.high is None:
+        return "no interval" if made.reason else ""
     write = amount if rate else seconds
     low = write(made.low) if made.low is not None else "?"
     high = write(made.high) if made.high is not None else "?"
@@ -86,4 +93,6 @@ def _cells(row: Sequence[str], left: int) -> str:
 
 def _cell(cell: str, side: str) -> str:
     value, _, small = cell.partition("\n")
+    if len(value) > _LONG:
+        side = ' class="left long"'
     return f"<td{side}>{escape(value)}{f'<small>{escape(small)}</small>' if small else ''}</td>"
