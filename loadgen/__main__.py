@@ -1,4 +1,4 @@
-"""The command line: ``loadgen run``, ``compare``, ``check`` and ``engine``."""
+"""The command line: ``loadgen run``, ``sweep``, ``capacity``, ``compare``, ``check`` and ``engine``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from loadgen import reading
 from loadgen.fields import ScenarioError
-from loadgen.records import RunUnreadable
+from loadgen.rates.options import add_capacity_options, add_sweep_options
+from loadgen.records import RunUnreadable, TenantMeta
 from loadgen.scenario import Scenario, faster, lasting, unmeasured
 from runtime.build import add_version
 
+if TYPE_CHECKING:
+    from loadgen.goals import Goal
+    from loadgen.run import Order
+
 FAILED = 1
-"""Nothing was served, or a process of the run failed."""
+"""Nothing was served, a process of the run failed, a goal was missed, or a regression found."""
 USAGE_ERROR = 2
 INTERRUPTED = 130
 MOST_PROCESSES = 256
@@ -33,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return engine.main(given[1:])
     arguments = _parser().parse_args(given)
-    command = {"run": _run, "compare": _compare, "check": _check}[arguments.command]
+    command = {"compare": _compare, "check": _check}.get(arguments.command, _sending)
     try:
         return command(arguments)
     except (ScenarioError, RunUnreadable, OSError) as error:
@@ -55,34 +62,71 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs a scenario, and reports. Exit status: 0 measured, 1 nothing served, 2 wrong usage, "
         "130 interrupted (a report of the measurements so far is written).",
     )
-    run.add_argument("scenario", type=Path)
-    run.add_argument("--url", action="append", required=True, help="a server; repeat for several")
-    run.add_argument("--out", type=Path, required=True, help="folder for the results")
+    _add_order(run)
     run.add_argument(
+        "--fail-on",
+        action="append",
+        default=[],
+        metavar="GOAL",
+        help="exit with 1 if this goal is missed, such as 'guaranteed.ttft.p99<=300ms'; repeat for several",
+    )
+    sweep = commands.add_parser(
+        "sweep",
+        help="run a scenario at rising rates, and find the knee",
+        description="Runs a scenario at rising rates of all tenants, and finds the knee of the rate-latency "
+        "curve: the rate with the largest served requests per second / mean latency.",
+    )
+    _add_order(sweep)
+    add_sweep_options(sweep)
+    capacity = commands.add_parser(
+        "capacity",
+        help="find the highest rate that meets goals",
+        description="Searches by bisection for the highest rate of all tenants that meets all goals. "
+        "Exit status: 0 found, 1 not met at any rate, 2 wrong usage, 130 interrupted.",
+    )
+    _add_order(capacity)
+    add_capacity_options(capacity)
+    compare = commands.add_parser("compare", help="compare runs; those with one label form a group")
+    compare.add_argument("folders", type=Path, nargs="+", metavar="DIR")
+    compare.add_argument("--out", type=Path, help="an HTML file to write")
+    compare.add_argument(
+        "--fail-if",
+        action="append",
+        default=[],
+        metavar="REGRESSION",
+        help="exit with 1 if a label is worse than the first, such as 'ttft.p99>+10%%'; repeat for several",
+    )
+    check = commands.add_parser("check", help="validate a scenario and explain it")
+    check.add_argument("scenario", type=Path)
+    _add_changes(check)
+    commands.add_parser("engine", help="simulate an engine; see 'loadgen engine --help'")
+    return parser
+
+
+def _add_order(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that send load."""
+    parser.add_argument("scenario", type=Path)
+    parser.add_argument("--url", action="append", required=True, help="a server; repeat for several")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument(
         "--state",
         action="append",
         default=[],
         help="URL of a sidecar, coordinator or engine, or of its state page",
     )
-    run.add_argument("--label", default="", help="the run's name in comparisons (default: --out's name)")
-    run.add_argument("--allow-faults", action="store_true", help="run the commands of the scenario's faults")
-    run.add_argument("--skip-faults", action="store_true", help="run the scenario without its faults")
-    run.add_argument(
+    parser.add_argument("--label", default="", help="the run's name in comparisons (default: --out's name)")
+    parser.add_argument(
+        "--allow-faults", action="store_true", help="run the commands of the scenario's faults"
+    )
+    parser.add_argument("--skip-faults", action="store_true", help="run the scenario without its faults")
+    parser.add_argument(
         "--processes",
         type=_count,
         default=1,
         metavar="N",
         help="send the same requests from N processes, for loads beyond one core (default: 1)",
     )
-    _add_changes(run)
-    compare = commands.add_parser("compare", help="compare runs; those with one label form a group")
-    compare.add_argument("folders", type=Path, nargs="+", metavar="DIR")
-    compare.add_argument("--out", type=Path, help="an HTML file to write")
-    check = commands.add_parser("check", help="validate a scenario and explain it")
-    check.add_argument("scenario", type=Path)
-    _add_changes(check)
-    commands.add_parser("engine", help="simulate an engine; see 'loadgen engine --help'")
-    return parser
+    _add_changes(parser)
 
 
 def _add_changes(parser: argparse.ArgumentParser) -> None:
@@ -146,26 +190,52 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _sending(arguments: argparse.Namespace) -> int:
+    """A command that sends load."""
     # Imported here: `check` and `compare` need neither an event loop nor a client.
+    from loadgen.probe import ServerUnusable  # noqa: PLC0415
+    from loadgen.processes.parent import ProcessFailed  # noqa: PLC0415
+
+    command = {"run": _run, "sweep": _sweep, "capacity": _capacity}[arguments.command]
+    try:
+        return command(arguments)
+    except (ServerUnusable, ProcessFailed) as error:
+        print(f"loadgen: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from loadgen import goals, report  # noqa: PLC0415
+    from loadgen.performing import performed  # noqa: PLC0415
+    from loadgen.records import REPORT  # noqa: PLC0415
+
+    asked = [goals.parse(text) for text in arguments.fail_on]
+    order = _order(arguments, asked)
+    done = performed(order, arguments.processes, asked)
+    print(report.text(done.run.meta, done.summary, done.goals))
+    print(f"The report is {order.out / REPORT}")
+    if done.run.meta.is_interrupted:
+        return INTERRUPTED
+    is_missed = any(not result.is_met for result in done.goals)
+    return FAILED if is_missed or not done.summary.served else 0
+
+
+def _order(arguments: argparse.Namespace, asked: Sequence[Goal] = ()) -> Order:
+    """The run that the options describe, after a request to each server that it needs.
+
+    Raises ``ScenarioError`` for goals ``asked`` that it cannot be judged by.
+    """
     import uvloop  # noqa: PLC0415
 
-    from loadgen import report  # noqa: PLC0415
-    from loadgen.probe import ServerUnusable, probe  # noqa: PLC0415
-    from loadgen.processes.parent import ProcessFailed, perform  # noqa: PLC0415
-    from loadgen.records import REPORT, SUMMARY, load, save  # noqa: PLC0415
+    from loadgen import goals  # noqa: PLC0415
+    from loadgen.probe import probe  # noqa: PLC0415
     from loadgen.run import Order  # noqa: PLC0415
-    from loadgen.summary import summarise  # noqa: PLC0415
 
     scenario = _scenario(arguments)
     _check_order(scenario, arguments)
-    try:
-        uvloop.run(probe(scenario, arguments.url))
-    except ServerUnusable as error:
-        print(f"loadgen: {error}", file=sys.stderr)
-        return FAILED
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    order = Order(
+    goals.check(asked, [TenantMeta(tenant.name, tenant.tier, tenant.slo) for tenant in scenario.tenants])
+    uvloop.run(probe(scenario, arguments.url))
+    return Order(
         scenario,
         arguments.url,
         arguments.out,
@@ -174,20 +244,34 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.allow_faults,
         ["loadgen", *sys.argv[1:]],
     )
-    try:
-        meta = uvloop.run(perform(order, arguments.processes))
-    except ProcessFailed as error:
-        print(f"loadgen: {error}", file=sys.stderr)
-        return FAILED
-    run = load(arguments.out)
-    summary = summarise(run)
-    save(arguments.out / SUMMARY, summary)
-    (arguments.out / REPORT).write_text(report.html(run, summary), encoding="utf-8")
-    print(report.text(meta, summary))
-    print(f"The report is {arguments.out / REPORT}")
-    if meta.is_interrupted:
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from loadgen.performing import performed  # noqa: PLC0415
+    from loadgen.rates import outcome  # noqa: PLC0415
+    from loadgen.rates.steps import Steps  # noqa: PLC0415
+    from loadgen.rates.sweep import sweep  # noqa: PLC0415
+
+    steps = Steps(_order(arguments), lambda order: performed(order, arguments.processes).run)
+    result = sweep(steps, arguments, partial(print, flush=True))
+    print(outcome.told(steps, result))
+    return INTERRUPTED if steps.is_interrupted else 0
+
+
+def _capacity(arguments: argparse.Namespace) -> int:
+    from loadgen import goals  # noqa: PLC0415
+    from loadgen.performing import performed  # noqa: PLC0415
+    from loadgen.rates import outcome  # noqa: PLC0415
+    from loadgen.rates.capacity import capacity  # noqa: PLC0415
+    from loadgen.rates.steps import Steps  # noqa: PLC0415
+
+    asked = [goals.parse(text) for text in arguments.slo]
+    steps = Steps(_order(arguments, asked), lambda order: performed(order, arguments.processes).run)
+    result = capacity(steps, asked, arguments, partial(print, flush=True))
+    print(outcome.told(steps, result))
+    if steps.is_interrupted:
         return INTERRUPTED
-    return 0 if summary.served else FAILED
+    return 0 if result.numbers["met_at"] is not None else FAILED
 
 
 def _check_order(scenario: Scenario, arguments: argparse.Namespace) -> None:
@@ -209,17 +293,21 @@ def _check_order(scenario: Scenario, arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from loadgen import compare  # noqa: PLC0415
+    from loadgen import compare, regressions  # noqa: PLC0415
     from loadgen.records import load  # noqa: PLC0415
     from loadgen.summary import summarise  # noqa: PLC0415
 
+    asked = [regressions.parse(text) for text in arguments.fail_if]
     runs = [load(folder) for folder in arguments.folders]
     groups = compare.groups(runs, [summarise(run) for run in runs])
-    print(compare.text(groups))
+    if asked and len(groups) < 2:
+        raise ScenarioError("--fail-if compares labels, and all runs have the same; give runs of two labels")
+    judged = compare.judge(asked, groups)
+    print(compare.text(groups, judged))
     if arguments.out is not None:
-        arguments.out.write_text(compare.html(groups), encoding="utf-8")
+        arguments.out.write_text(compare.html(groups, judged), encoding="utf-8")
         print(f"The page is {arguments.out}")
-    return 0
+    return FAILED if any(result.is_failed for result in judged) else 0
 
 
 if __name__ == "__main__":

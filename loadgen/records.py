@@ -1,4 +1,4 @@
-"""The files of a run in its folder: requests.jsonl, state.jsonl, meta.json, summary.json.
+"""The files of a run in its folder: requests.jsonl, state.jsonl, meta.json, summary.json, goals.json.
 
 requests.jsonl has one line for each attempt, written at its end. The other files describe
 the whole run. No file contains API keys.
@@ -17,11 +17,11 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from loadgen.scenario import Header, Process, Replay, Scenario
+from loadgen.scenario import Header, Process, Replay, Scenario, Slo
 
 _Record = TypeVar("_Record")
-REQUESTS, STATE, META, SUMMARY, REPORT = (
-    "requests.jsonl", "state.jsonl", "meta.json", "summary.json", "report.html",
+REQUESTS, STATE, META, SUMMARY, GOALS, REPORT = (
+    "requests.jsonl", "state.jsonl", "meta.json", "summary.json", "goals.json", "report.html",
 )  # fmt: skip
 _PACKAGES = ("tokenpool", "aiohttp", "uvloop", "msgspec")
 _encode = msgspec.json.Encoder().encode
@@ -46,6 +46,12 @@ class Outcome(StrEnum):
     """The client ended it, as the scenario's ``cancel`` says."""
     CUT = "cut"
     """The run ended before the request."""
+
+
+REFUSED = frozenset({Outcome.SHED, Outcome.UNAVAILABLE})
+"""The server answered that it does not serve the request now."""
+FAILED = frozenset({Outcome.ERROR, Outcome.BROKEN, Outcome.TIMEOUT, Outcome.PREEMPTED, Outcome.CUT})
+"""The request was neither served nor refused."""
 
 
 class Attempt(msgspec.Struct, omit_defaults=True):
@@ -82,10 +88,14 @@ class Attempt(msgspec.Struct, omit_defaults=True):
     retry_after_s: float | None = None
     first_s: float | None = None
     """The time of the first token."""
+    last_s: float | None = None
+    """The time of the last token of a stream."""
     prompt_tokens: int = 0
     """Input tokens by the engine's count."""
     tokens: int = 0
     """Output tokens by the engine's count, or else the number of events."""
+    is_counted: bool = False
+    """Whether the engine reported its count of the output tokens."""
     url: int = 0
     gap_mean_s: float | None = None
     gap_p99_s: float | None = None
@@ -119,6 +129,7 @@ class TenantMeta(msgspec.Struct, frozen=True):
 
     name: str
     tier: str = ""
+    slo: Slo | None = None
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -128,6 +139,27 @@ class Machine(msgspec.Struct, frozen=True):
     cores: int
     kernel: str
     python: str
+
+
+class LoopDelay(msgspec.Struct, frozen=True):
+    """How late the generator's event loop was in a phase, or in the whole run: percentiles over time, s."""
+
+    phase: str
+    p50_s: float
+    p99_s: float
+    max_s: float
+
+
+class Stall(msgspec.Struct, frozen=True):
+    """A time in which the event loop did nothing that was due."""
+
+    at_s: float
+    seconds: float
+
+    @property
+    def until_s(self) -> float:
+        """The end."""
+        return self.at_s + self.seconds
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,7 +194,15 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     processes: int = 1
     """The number of processes of the generator."""
     complaints: list[str]
-    """Reasons why the run is unreliable; empty if the generator kept up."""
+    """Reasons why the run is unreliable; empty if the generator kept up. `trust` finds further ones."""
+    waited: float = 0.0
+    """The time for which the generator was ready and had no core, as a share of the run."""
+    ran: float = 0.0
+    """The time for which it ran, as a share of the run."""
+    loop: list[LoopDelay] = []
+    """The measured part of the whole run, and of each phase that it reached."""
+    stalls: list[Stall] = []
+    """Delays of the event loop from 20 ms, in order; not more than 1000."""
     unread_states: dict[str, int]
     """The number of failed reads of a state page, by URL."""
     scenario: dict[str, object]
@@ -181,7 +221,8 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     capacity: dict[str, float] = {}
     entitlements: dict[str, EntitlementSample] = {}
     engine: dict[str, float] = {}
-    """``running``, ``waiting``, ``kv_usage`` and ``up``, if known."""
+    """``running``, ``waiting``, ``kv_usage`` and ``up``, if known; of a simulator also ``steps``,
+    ``step_delay_s`` and ``lost_s``, as counted since its start."""
 
 
 class EntitlementSample(msgspec.Struct, frozen=True, omit_defaults=True):
