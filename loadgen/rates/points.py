@@ -17,7 +17,7 @@ import msgspec
 
 from loadgen import words
 from loadgen.intervals import Series
-from loadgen.records import Attempt, Outcome, PhaseMeta, Run
+from loadgen.records import Attempt, LoopDelay, Outcome, PhaseMeta, Run, Stall
 from loadgen.statistics import Estimate, percentile
 from loadgen.summary import EVERYONE, WHOLE, Cell, Summary, requests, spans, summarise
 
@@ -55,6 +55,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     """The reason why the rate was not kept up with; empty if it was."""
     is_reliable: bool
     """Whether the generator kept up itself."""
+    complaints: list[str]
+    """What its runs say against their figures, as in their reports."""
     summary: Summary
 
     @property
@@ -75,7 +77,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 def pooled(runs: Sequence[Run]) -> Run:
     """Runs of one rate as one run: their measured times follow each other. ``runs`` is not empty.
 
-    Requests outside the measured times are left out.
+    Requests outside the measured times are left out, and so are the delays of the generator, whose times are
+    those of single runs.
     """
     meta, attempts, at_s = runs[0].meta, list[Attempt](), 0.0
     for number, run in enumerate(runs):
@@ -89,7 +92,8 @@ def pooled(runs: Sequence[Run]) -> Run:
     changed: dict[str, object] = {
         "duration_s": at_s, "ended_s": max((a.end_s for a in attempts), default=at_s),
         "phases": list[PhaseMeta](),
-        "warm_up_s": 0.0, "cool_down_s": 0.0, "complaints": complaints,
+        "warm_up_s": 0.0, "cool_down_s": 0.0, "complaints": complaints, "loop": list[LoopDelay](),
+        "stalls": list[Stall](),
         "is_interrupted": any(run.meta.is_interrupted for run in runs),
     }  # fmt: skip
     return Run(runs[0].folder, msgspec.structs.replace(meta, **changed), attempts, [])
@@ -129,6 +133,7 @@ def point(rate: float, runs: Sequence[Run]) -> Point:
         growth=grown,
         obstacle=_obstacle(kept, grown, meta.complaints, is_growing=is_growing, is_empty=not last),
         is_reliable=not meta.complaints,
+        complaints=list(dict.fromkeys(text for one in runs for text in summarise(one).complaints)),
         summary=summarise(run),
     )
 
