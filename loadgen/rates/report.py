@@ -116,7 +116,7 @@ def html(results: Results) -> str:
         *(f"<p>{escape(line)}</p>" for line in rest),
         *map(warning, results.notes),
         "<h2>Latency over rate</h2>",
-        _note("Lines at the points: the 95 % confidence interval. Shaded: rates that were not kept up with."),
+        _note(_CURVES_NOTE),
         plots(_figures(results, points), pairs=True),
         "<h2>In numbers</h2>",
         words.html_table(_HEAD, [_row(point) for point in points], _NUMBERS_NOTE, left=0),
@@ -127,6 +127,10 @@ def html(results: Results) -> str:
     return page(title, parts)
 
 
+_CURVES_NOTE = (
+    "Lines at the points: the 95 % confidence interval; no mark where there are too few requests for a "
+    "bound. Shaded: rates from the first that was not kept up with."
+)
 _NUMBERS_NOTE = (
     "All tenants together. Rates are requests per second, as planned. Small: the 95 % confidence interval; ? "
     "where there are too few requests to bound it. The folder of each run has its own report."
@@ -191,11 +195,7 @@ def _line(
 
 def _series(name: str, made: Sequence[tuple[float, Estimate | None]], colour: int) -> Series:
     values = [(at, one.value if one is not None else None) for at, one in made]
-    ranges = [
-        (at, one.value if one.low is None else one.low, one.value if one.high is None else one.high)
-        for at, one in made
-        if one is not None
-    ]
+    ranges = [(at, one.low, one.high) for at, one in made if one is not None]
     return Series(name, values, colour, width=1.5, ranges=ranges)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 
 from loadgen.fields import ScenarioError
+from loadgen.plots import Frame, Series, curves
 from loadgen.rates import knee, outcome, report
 from loadgen.rates.ladder import next_rate
 from loadgen.rates.options import count, positive, rates, share
@@ -264,3 +266,13 @@ def test_wrong_options_are_named(read: Callable[[str], object], text: str, error
     with pytest.raises(ArgumentTypeError) as raised:
         read(text)
     assert error in str(raised.value)
+
+
+def test_an_interval_is_drawn_to_its_known_bounds() -> None:
+    series = [Series("p99", [(1.0, 2.0), (2.0, 3.0)], ranges=[(1.0, 1.0, 4.0), (2.0, 2.5, None)])]
+    drawn = curves("curve", series, Frame(2.0, axis="requests per second", unit="requests/s"), unit="s")
+    (wide, *_) = drawn.split("</svg>")
+    assert wide.count('class="point c0"') == 2
+    (whiskers,) = re.findall(r'stroke-width="1" d="([^"]*)"', wide)
+    assert whiskers.count("h8") == 3
+    assert "p99: 3 s at 2 requests/s" in drawn
