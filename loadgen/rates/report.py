@@ -12,7 +12,7 @@ import msgspec
 from loadgen import words
 from loadgen.page import page, plots, warning
 from loadgen.plots import Band, Frame, Mark, Series, curves
-from loadgen.rates.knee import ascending
+from loadgen.rates.knee import ascending, telling
 from loadgen.rates.points import Point, kept_up
 from loadgen.records import Machine, Outcome
 from loadgen.statistics import Estimate
@@ -172,8 +172,8 @@ def _figures(results: Results, points: Sequence[Point]) -> list[str]:
 
 def _frame(results: Results, points: Sequence[Point]) -> Frame:
     until = points[-1].rate * 1.05
-    failed = [point for point in points if not point.keeps_up]
-    bands = (Band("not kept up with", failed[0].rate, until),) if failed else ()
+    failed = next((point for point in telling(points) if not point.keeps_up), None)
+    bands = (Band("not kept up with", failed.rate, until),) if failed is not None else ()
     marks = tuple(Mark(name, at) for name, at in results.marks)
     return Frame(until, bands, marks, axis="requests per second", unit=_RATE_UNIT, marked=results.marked)
 
