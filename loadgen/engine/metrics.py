@@ -59,10 +59,21 @@ def _lines(schedulers: Sequence[Scheduler], rejections: Mapping[str, int], momen
         yield f"# TYPE vllm:{name} histogram"
         for labels, core in cores:
             yield from _histogram(f"vllm:{name}", labels, histogram(core.statistics))
+    yield from _own_lateness(cores)
     info = [(labels | _cache_labels(model), 1) for labels, _ in cores]
     yield from _family("vllm:cache_config_info", "gauge", info)
     if model.max_loras:
         yield from _family("vllm:lora_requests_info", "gauge", _adapters(schedulers, moment))
+
+
+def _own_lateness(cores: Sequence[tuple[dict[str, str], Scheduler]]) -> Iterator[str]:
+    """The simulator's own error, which a real engine does not have."""
+    name = "loadgen_engine_step_delay_seconds"
+    yield f"# TYPE {name} histogram"
+    for labels, core in cores:
+        yield from _histogram(name, labels, core.statistics.step_delay)
+    lost = [(labels, core.statistics.lost_s) for labels, core in cores]
+    yield from _family("loadgen_engine_lost_seconds_total", "counter", lost)
 
 
 def _name(name: str, model: Model) -> str:
