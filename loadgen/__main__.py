@@ -15,6 +15,7 @@ from loadgen import reading
 from loadgen.fields import ScenarioError
 from loadgen.records import RunUnreadable
 from loadgen.scenario import Scenario, faster, lasting, unmeasured
+from loadgen.tls import Tls
 from runtime.build import add_version
 
 FAILED = 1
@@ -74,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="send the same requests from N processes, for loads beyond one core (default: 1)",
     )
+    run.add_argument("--tls-ca", type=Path, metavar="FILE", help="PEM file of the authorities of servers")
+    run.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM file with the client's certificate")
+    run.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM file with the certificate's key")
+    run.add_argument("--tls-insecure", action="store_true", help="accept any certificate of a server")
     _add_changes(run)
     compare = commands.add_parser("compare", help="compare runs; those with one label form a group")
     compare.add_argument("folders", type=Path, nargs="+", metavar="DIR")
@@ -159,8 +164,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
     scenario = _scenario(arguments)
     _check_order(scenario, arguments)
+    tls = Tls(arguments.tls_ca, arguments.tls_cert, arguments.tls_key, arguments.tls_insecure)
     try:
-        uvloop.run(probe(scenario, arguments.url))
+        uvloop.run(probe(scenario, arguments.url, tls.context()))
     except ServerUnusable as error:
         print(f"loadgen: {error}", file=sys.stderr)
         return FAILED
@@ -173,6 +179,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.state,
         arguments.allow_faults,
         ["loadgen", *sys.argv[1:]],
+        tls=tls,
     )
     try:
         meta = uvloop.run(perform(order, arguments.processes))

@@ -9,6 +9,7 @@ A server that is only busy or starting passes. So does a refused key, if another
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ _FIXES = {
     "connection refused": "start the server, or correct the port",
     "unknown host": "correct the host name",
     "no connection": "check the address and the network",
-    "TLS error": "correct the scheme (http or https), or name the certificate's authority in SSL_CERT_FILE",
+    "TLS error": "correct the scheme (http or https), or name the certificate's authority with --tls-ca",
     "invalid HTTP": "check that an HTTP server listens there; it may need https",
     "connection closed without a response": "check that an HTTP server listens there; it may need https",
     "connection reset": "check that an HTTP server listens there; it may need https",
@@ -51,10 +52,11 @@ class Reply:
     content: bytes = b""
 
 
-async def probe(scenario: Scenario, urls: Iterable[str]) -> None:
+async def probe(scenario: Scenario, urls: Iterable[str], tls: ssl.SSLContext | bool = True) -> None:
     """Ask all servers at the same time. Raises ``ServerUnusable``."""
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    async with aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session:
+    connector, jar = aiohttp.TCPConnector(ssl=tls), aiohttp.DummyCookieJar()
+    async with aiohttp.ClientSession(timeout=timeout, cookie_jar=jar, connector=connector) as session:
         asks = [_probe(session, scenario, url) for url in dict.fromkeys(urls)]
         problems = [problem for problem in await asyncio.gather(*asks) if problem]
     if problems:

@@ -47,6 +47,7 @@ from loadgen.records import (
 from loadgen.sampling import Sampler
 from loadgen.scenario import LONGEST_WAIT_S, Closed, Conversation, Retries, Scenario, Tenant
 from loadgen.statistics import percentile
+from loadgen.tls import Tls
 
 LATE_S = 0.05
 """The generator could not keep up if the p99 of the delays exceeds this, s ..."""
@@ -72,6 +73,7 @@ class Order:
     command: list[str] = field(default_factory=list)
     part: Part = WHOLE
     """The requests that this process sends."""
+    tls: Tls = Tls()
 
 
 def backoff(retries: Retries, attempt: int, asked_s: float | None, jitter: float) -> float:
@@ -110,7 +112,7 @@ class Runner:
         self._lines = Lines(order.out / REQUESTS)
         self._state_lines = Lines(order.out / STATE)
         states = order.states if order.part.is_first else []
-        self._sampler = Sampler(states, self._state_lines, self.now)
+        self._sampler = Sampler(states, self._state_lines, self.now, order.tls.context())
         self._requests: set[asyncio.Task[object]] = set()
         self._error: BaseException | None = None
         self._in_flight = 0
@@ -145,7 +147,9 @@ class Runner:
         beside: list[asyncio.Task[None]] = [asyncio.create_task(job) for job in jobs]
         faults = scenario.faults if self._order.faults and self._order.part.is_first else ()
         beside += [asyncio.create_task(inflict(fault, self.now, self._fault_results)) for fault in faults]
-        async with Client(self._order.urls, scenario.timeout_s, self.now) as self._client:
+        async with Client(
+            self._order.urls, scenario.timeout_s, self.now, self._order.tls.context()
+        ) as self._client:
             await self._unless_stopped(asyncio.create_task(self._arrive_and_drain()))
             ended = self.now()
             await _end([*self._requests])
