@@ -83,9 +83,9 @@ async def test_the_clients_certificate_is_shown(tmp_path: Path, files: tuple[Pat
 async def test_the_probe_uses_the_same_authorities(files: tuple[Path, Path]) -> None:
     engine = await served(files)
     url = f"https://127.0.0.1:{engine.port}"
-    await probe(WORLD, [url], Tls(ca=files[0]).context())
+    await probe(WORLD, [url], tls=Tls(ca=files[0]).context())
     with pytest.raises(ServerUnusable, match="--tls-ca"):
-        await probe(WORLD, [url], Tls().context())
+        await probe(WORLD, [url], tls=Tls().context())
     await engine.stop()
 
 
