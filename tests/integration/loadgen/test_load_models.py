@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from loadgen.__main__ import main
 from loadgen.engine.model import Costs
 from loadgen.engine.scheduler import Scheduler
 from loadgen.progress import Progress
@@ -185,3 +186,27 @@ async def test_a_goal_of_no_tenant_is_refused_before_the_first_run(tmp_path: Pat
     assert status == 2
     assert "names 'spto', which is no tenant or tier" in told
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--warm-up", "8", "--cool-down", "2"], "s.yaml has 10 s, of which a warm-up of 8 s and a cool-"),
+        (["--warm-up", "-1"], "argument --warm-up: -1 is not a number of at least 0"),
+        (["--duration", "2", "--warm-up", "2"], "leave nothing to measure; give a longer --duration"),
+    ],
+)
+def test_a_warm_up_that_leaves_nothing_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], error: str
+) -> None:
+    (tmp_path / "s.yaml").write_text(SCENARIO.format(rate=1, duration=10))
+    with contextlib.suppress(SystemExit):
+        assert main(["check", str(tmp_path / "s.yaml"), *options]) == 2
+    assert error in capsys.readouterr().err
+
+
+def test_a_capacity_search_needs_a_goal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["capacity", str(tmp_path / "s.yaml"), "--url", "http://a", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert "--slo" in capsys.readouterr().err

@@ -5,24 +5,28 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from loadgen.fields import ScenarioError
+from loadgen.plots import Frame, Series, curves
 from loadgen.rates import knee, outcome, report
 from loadgen.rates.ladder import next_rate
 from loadgen.rates.options import count, positive, rates, share
 from loadgen.rates.points import Point, point, pooled
 from loadgen.rates.steps import Steps, own_rate
 from loadgen.rates.sweep import sweep
-from loadgen.records import Attempt, Outcome
+from loadgen.records import Attempt, LoopDelay, Outcome, Stall
 from loadgen.run import Order
 from loadgen.scenario import Closed, Constant, Fixed, Poisson, Process, Scenario
 from loadgen.statistics import Estimate
+from loadgen.summary import WHOLE
 from tests.support.loadgen_builders import attempt, run, scenario, tenant
 from tests.unit.loadgen.rates.virtual import VirtualEngine
 
@@ -143,6 +147,19 @@ def test_a_curve_may_have_no_knee() -> None:
     assert knee.told(none) == ["The knee lies below the lowest rate, 2 requests/s (60% not served)."]
 
 
+def spoilt(rate: float) -> Point:
+    """A point whose generator did not keep up."""
+    return msgspec.structs.replace(at(rate, 1.0, "the generator did not keep up"), is_reliable=False)
+
+
+def test_an_unreliable_run_is_left_out_unless_it_is_the_highest() -> None:
+    among = knee.find([at(1), spoilt(2), at(4, 2.0), at(8, 1.0, "60% not served")])
+    assert (among.at, among.fails_at) == (4, 8)
+    highest = knee.find([at(1), at(2, 2.0), spoilt(4), spoilt(8)])
+    assert (highest.at, highest.fails_at, highest.fails_by) == (2, 4, "the generator did not keep up")
+    assert next_rate([at(1, 2.0), spoilt(2), at(4, 1.0, "x")], 1.0, 0.2) is None  # 2 is between 1 and 4
+
+
 def test_a_knee_of_short_runs_has_no_interval() -> None:
     short = msgspec.structs.replace(at(1), power=Estimate(0.5))
     found = knee.find([short, at(2, 2.0), at(4, 1.0, "x")])
@@ -188,9 +205,13 @@ def test_a_point_names_the_reason_why_it_was_not_kept_up_with(
 
 
 def test_runs_of_one_rate_are_pooled_by_their_measured_times() -> None:
-    one = run(attempt(0.5, is_measured=False), attempt(3.0), warm_up_s=2.0, cool_down_s=2.0)
-    two = run(attempt(4.0), attempt(9.5), warm_up_s=2.0, cool_down_s=2.0)
+    measured: dict[str, Any] = {"warm_up_s": 2.0, "cool_down_s": 2.0}
+    stalls, loop = [Stall(1.0, 0.05), Stall(3.0, 0.04)], LoopDelay(WHOLE, 0.001, 0.002, 0.04)
+    one = run(attempt(0.5, is_measured=False), attempt(3.0), loop=[loop], stalls=stalls, **measured)
+    two = run(attempt(4.0), attempt(9.5), stalls=stalls, waited=0.2, ran=0.1, **measured)
     made = pooled([one, two])
+    assert made.meta.stalls == [Stall(1.0, 0.04), Stall(7.0, 0.04)]
+    assert (made.meta.loop, made.meta.waited, made.meta.ran) == ([loop], 0.2, 0.1)
     assert [(a.request, a.intended_s, a.end_s) for a in made.attempts] == [
         ("0:3.0", 1.0, 2.0), ("1:4.0", 8.0, 9.0),
     ]  # fmt: skip
@@ -209,8 +230,8 @@ def test_the_files_of_a_sweep_have_all_points_with_intervals(tmp_path: Path) -> 
     assert f"The report is {tmp_path / 'report.html'}" in told
     rows = list(csv.DictReader((tmp_path / report.TABLE).read_text().splitlines()))
     assert {(row["rate"], row["tenant"]) for row in rows} >= {("30.0", "spot"), ("1.0", "all tenants")}
-    (ttft,) = [r for r in rows if (r["rate"], r["tenant"], r["measure"]) == ("2.0", "gold", "TTFT p50")]
-    assert 0 < float(ttft["low"]) <= float(ttft["value"]) <= float(ttft["high"])
+    (rate,) = [r for r in rows if (r["rate"], r["tenant"], r["measure"]) == ("2.0", "gold", "tok/s")]
+    assert 0 < float(rate["low"]) <= float(rate["value"]) <= float(rate["high"])
     data = json.loads((tmp_path / report.DATA).read_bytes())
     assert (data["kind"], data["result"]["at"], len(data["points"])) == ("sweep", 2.0, 3)
     page = (tmp_path / report.REPORT).read_text()
@@ -264,3 +285,13 @@ def test_wrong_options_are_named(read: Callable[[str], object], text: str, error
     with pytest.raises(ArgumentTypeError) as raised:
         read(text)
     assert error in str(raised.value)
+
+
+def test_an_interval_is_drawn_to_its_known_bounds() -> None:
+    series = [Series("p99", [(1.0, 2.0), (2.0, 3.0)], ranges=[(1.0, 1.0, 4.0), (2.0, 2.5, None)])]
+    drawn = curves("curve", series, Frame(2.0, axis="requests per second", unit="requests/s"), unit="s")
+    (wide, *_) = drawn.split("</svg>")
+    assert wide.count('class="point c0"') == 2
+    (whiskers,) = re.findall(r'stroke-width="1" d="([^"]*)"', wide)
+    assert whiskers.count("h8") == 3
+    assert "p99: 3 s at 2 requests/s" in drawn
