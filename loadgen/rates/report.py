@@ -119,7 +119,9 @@ def html(results: Results) -> str:
         _note(_CURVES_NOTE),
         plots(_figures(results, points), pairs=True),
         "<h2>In numbers</h2>",
-        words.html_table(_HEAD, [_row(point) for point in points], _NUMBERS_NOTE, left=0),
+        words.html_table(
+            _HEAD, [_row(point) for point in points], _NUMBERS_NOTE, label="Results by rate", left=0
+        ),
         *_goals(results),
         "<h2>Setup</h2>",
         _setup(results),
@@ -212,7 +214,7 @@ def _goals(results: Results) -> list[str]:
         return []
     head, *rows = results.verdicts
     note = "Each rate is judged by all of its runs together."
-    return ["<h2>Goals</h2>", words.html_table(head, rows, note)]
+    return ["<h2>Goals</h2>", words.html_table(head, rows, note, label="Goals")]
 
 
 def _setup(results: Results) -> str:
