@@ -15,7 +15,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loadgen.lengths import draw
-from loadgen.scenario import Bursty, Closed, Constant, OnOff, Poisson, Process, Ramp, Replay, Scenario, Tenant
+from loadgen.scenario import (
+    Bursty,
+    Closed,
+    Constant,
+    OnOff,
+    Poisson,
+    Process,
+    Ramp,
+    Replay,
+    Scenario,
+    Tenant,
+    Traced,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +38,8 @@ class Request:
     input_tokens: int
     output_tokens: int
     has_prefix: bool
+    traced: Traced | None = None
+    """Its origin in the tenant's trace, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +80,7 @@ def stream(seed: int, *names: str) -> random.Random:
 def arrivals(scenario: Scenario, tenant: Tenant, seed: int) -> Iterator[Arrival]:
     """The open-loop arrivals of a tenant, in order. A closed loop has none: see `requests`."""
     if isinstance(tenant.process, Replay):
-        yield from _replayed(scenario, tenant, tenant.process, seed)
+        yield from _replayed(scenario, tenant, seed)
         return
     moments = warped(segments(scenario, tenant), _gaps(tenant.process, stream(seed, tenant.name, "moments")))
     for at, request in zip(moments, requests(tenant, seed), strict=False):
@@ -75,14 +89,24 @@ def arrivals(scenario: Scenario, tenant: Tenant, seed: int) -> Iterator[Arrival]
 
 def requests(tenant: Tenant, seed: int, worker: str = "") -> Iterator[Request]:
     """The endless sequence of requests of a tenant, or of one worker of a closed loop."""
-    inputs, outputs, prefixes = (
-        stream(seed, tenant.name, worker, what) for what in ("input", "output", "prefix")
-    )
+    prefixes = stream(seed, tenant.name, worker, "prefix")
     share = tenant.prefix.share if tenant.prefix is not None else 0.0
-    for number in itertools.count():
-        yield Request(
-            number, draw(tenant.input, inputs), draw(tenant.output, outputs), prefixes.random() < share
-        )
+    for number, (inputs, outputs, traced) in enumerate(_sizes(tenant, seed, worker)):
+        yield Request(number, inputs, outputs, prefixes.random() < share, traced)
+
+
+def _sizes(tenant: Tenant, seed: int, worker: str) -> Iterator[tuple[int, int, Traced | None]]:
+    """The input and output of each request. The workers of a closed loop share a trace among them."""
+    if tenant.trace is not None:
+        first, step = 0, 1
+        if worker and isinstance(tenant.process, Closed):
+            first, step = int(worker[1:]), tenant.process.workers
+        for place in itertools.count(first, step):
+            traced = tenant.trace.requests[place % len(tenant.trace.requests)]
+            yield traced.input_tokens, traced.output_tokens, traced
+    inputs, outputs = (stream(seed, tenant.name, worker, what) for what in ("input", "output"))
+    while True:
+        yield draw(tenant.input, inputs), draw(tenant.output, outputs), None
 
 
 def workers_at(scenario: Scenario, tenant: Tenant, at_s: float) -> int:
@@ -171,12 +195,13 @@ def warped(pieces: list[Segment], gaps: Iterator[float]) -> Iterator[float]:
         gap -= area - done
 
 
-def _replayed(scenario: Scenario, tenant: Tenant, replay: Replay, seed: int) -> Iterator[Arrival]:
+def _replayed(scenario: Scenario, tenant: Tenant, seed: int) -> Iterator[Arrival]:
     starts, ends = scenario.span(tenant)
-    kept, prefixes = stream(seed, tenant.name, "kept"), stream(seed, tenant.name, "", "prefix")
-    share = tenant.prefix.share if tenant.prefix is not None else 0.0
-    for number, traced in enumerate(replay.trace):
+    kept = stream(seed, tenant.name, "kept")
+    # A trace is sent once. The requests have the numbers of their places, also if a phase leaves some out.
+    known = tenant.trace.requests if tenant.trace is not None else ()
+    for traced, request in zip(known, requests(tenant, seed), strict=False):
         at = starts + traced.at_s
-        is_kept, has_prefix = kept.random() < scenario.factor(tenant.name, at), prefixes.random() < share
+        is_kept = kept.random() < scenario.factor(tenant.name, at)
         if at < ends and is_kept:
-            yield Arrival(at, Request(number, traced.input_tokens, traced.output_tokens, has_prefix))
+            yield Arrival(at, request)

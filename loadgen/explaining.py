@@ -6,6 +6,7 @@ from loadgen import words
 from loadgen.arrivals import most_workers, segments
 from loadgen.lengths import mean
 from loadgen.scenario import Closed, Replay, Scenario, Tenant
+from loadgen.workloads.prefix_hits import best_share
 
 
 def explain(scenario: Scenario) -> str:
@@ -17,6 +18,7 @@ def explain(scenario: Scenario) -> str:
         "",
         words.text_table(_HEAD, [_row(scenario, tenant) for tenant in scenario.tenants]),
     ]
+    lines += [note for tenant in scenario.tenants for note in _trace_notes(tenant)]
     lines += [f"phase {p.name}: {p.from_s:g} to {p.to_s:g} s{_rates(p.rates)}" for p in scenario.phases]
     lines += [f"fault at {fault.at_s:g} s: {fault.name}" for fault in scenario.faults]
     return "\n".join(lines)
@@ -46,7 +48,7 @@ def _arrivals(scenario: Scenario, tenant: Tenant) -> str:
     if isinstance(process, Closed):
         return f"closed, {most_workers(scenario, tenant)} workers"
     if isinstance(process, Replay):
-        return f"replay of {process.file}"
+        return "trace"
     return type(process).__name__.lower()
 
 
@@ -54,21 +56,34 @@ def _expected(scenario: Scenario, tenant: Tenant) -> float | None:
     """The expected number of requests. A closed loop sends one after each response."""
     if isinstance(tenant.process, Closed):
         return None
-    if isinstance(tenant.process, Replay):
+    if isinstance(tenant.process, Replay) and tenant.trace is not None:
         starts, ends = scenario.span(tenant)
-        moments = [starts + traced.at_s for traced in tenant.process.trace]
+        moments = [starts + traced.at_s for traced in tenant.trace.requests]
         return sum(scenario.factor(tenant.name, at) for at in moments if at < ends)
     return sum(segment.area for segment in segments(scenario, tenant))
 
 
 def _lengths(tenant: Tenant) -> tuple[float, float]:
-    if isinstance(tenant.process, Replay):
-        trace = tenant.process.trace
+    if tenant.trace is not None:
+        known = tenant.trace.requests
         return (
-            sum(traced.input_tokens for traced in trace) / len(trace),
-            sum(traced.output_tokens for traced in trace) / len(trace),
+            sum(traced.input_tokens for traced in known) / len(known),
+            sum(traced.output_tokens for traced in known) / len(known),
         )
     return mean(tenant.input), mean(tenant.output)
+
+
+def _trace_notes(tenant: Tenant) -> list[str]:
+    """The origin of a tenant's requests, and what was changed."""
+    trace = tenant.trace
+    if trace is None:
+        return []
+    lines = [f"trace of {tenant.name}: {len(trace.requests)} requests of {trace.file}"]
+    if trace.block_tokens:
+        lines.append(
+            f"trace of {tenant.name}: an unbounded prefix cache hits {best_share(trace):.1%} of the input"
+        )
+    return [*lines, *trace.notes]
 
 
 def _retries(tenant: Tenant) -> str:

@@ -1,17 +1,20 @@
-"""Prompts and request bodies. Pure, without a tokenizer: text is counted in bytes, or token ids are sent.
+"""Prompts and request bodies. Pure: text is counted in bytes or in known words, or token ids are sent.
 
 Prompts differ from their first token on, so an engine's prefix cache does not distort the results. The
-exception is a shared prefix of the scenario. A retry sends the same bytes.
+exceptions are a shared prefix of the scenario, and the shared blocks and texts of a trace. A retry sends the
+same bytes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from loadgen.arrivals import Request, stream
-from loadgen.scenario import PromptForm, Route, Scenario, Tenant
+from loadgen.scenario import Message, PromptForm, Route, Scenario, Tenant, Trace, Traced
 
 FIRST_ID = 10
 """The lowest token id of 256, all below 400. Lower ids are special in most vocabularies."""
@@ -19,6 +22,25 @@ _IDS = [b"%d" % (FIRST_ID + byte) for byte in range(256)]
 _CONSONANTS, _VOWELS = "bdfgklmnprstvwzj", "aeiou"
 _WORDS = [a + vowel + b + " " for a in _CONSONANTS for vowel in _VOWELS for b in _CONSONANTS][:1280:5]
 _encode = msgspec.json.Encoder().encode
+
+
+class Wording(NamedTuple):
+    """How a run makes text of a number of tokens."""
+
+    tokens_per_byte: float
+    """For text of random letters, if there are no words."""
+    words: tuple[str, ...] = ()
+    """Words that are one token each, also beside each other."""
+    overhead: int = 0
+    """Tokens that the engine adds to each prompt, such as those of its chat template."""
+
+
+class _Part(NamedTuple):
+    """A part of a prompt: the first so many tokens of a stream of random tokens."""
+
+    tokens: int
+    of: int
+    names: tuple[str, ...]
 
 
 def token_ids(tokens: int, *names: str, seed: int) -> list[bytes]:
@@ -33,8 +55,20 @@ def text(size: int, *names: str, seed: int) -> str:
     return "".join([_WORDS[byte] for byte in chosen])[:size]
 
 
-def body(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = "") -> bytes:
-    """The body of a request."""
+def worded(tokens: int, words: Sequence[str], *names: str, seed: int) -> list[str]:
+    """``tokens`` random words. Equal names and seeds give equal words."""
+    return [words[byte % len(words)] for byte in stream(seed, *names).randbytes(tokens)]
+
+
+def body(
+    scenario: Scenario,
+    tenant: Tenant,
+    request: Request,
+    seed: int,
+    worker: str = "",
+    wording: Wording | None = None,
+) -> bytes:
+    """The body of a request. ``wording`` is that of `preparing`; ``None`` assumes the scenario's bytes."""
     fields = {
         "model": scenario.model,
         "max_tokens": request.output_tokens,
@@ -46,27 +80,69 @@ def body(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker
         fields["stream_options"] = {"include_usage": True}
     if tenant.priority is not None:
         fields["priority"] = tenant.priority
-    return _encode({**fields, **_prompt(scenario, tenant, request, seed, worker)})
+    wording = wording or Wording(scenario.tokens_per_byte)
+    return _encode({**fields, **prompt(scenario, tenant, request, seed, worker, wording)})
 
 
-def _prompt(
-    scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str
+def prompt(
+    scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str, wording: Wording
 ) -> dict[str, object]:
-    prefix = min(_prefix_tokens(tenant, request), request.input_tokens)
-    unique = request.input_tokens - prefix
-    shared_by = tenant.prefix.name if tenant.prefix is not None else ""
-    own = (tenant.name, worker, str(request.number), "prompt")
+    """The fields ``prompt`` or ``messages`` of a request."""
+    if request.traced is not None and request.traced.messages:
+        return recorded(scenario.route, request.traced.messages)
+    parts = _parts(tenant, request, worker)
     if scenario.prompt is PromptForm.IDS:
-        ids = token_ids(prefix, shared_by, "prefix", seed=seed) + token_ids(unique, *own, seed=seed)
+        ids = [id_ for part in parts for id_ in token_ids(part.of, *part.names, seed=seed)[: part.tokens]]
         return {"prompt": msgspec.Raw(b"[" + b",".join(ids) + b"]")}
-    per_token = 1 / scenario.tokens_per_byte
-    size = max(round(request.input_tokens * per_token), 1)
-    shared = text(min(round(prefix * per_token), size), shared_by, "prefix", seed=seed)
-    content = shared + text(size - len(shared), *own, seed=seed)
+    content = _text(parts, wording, seed)
     if scenario.route is Route.CHAT:
         return {"messages": [{"role": "user", "content": content}]}
     return {"prompt": content}
 
 
-def _prefix_tokens(tenant: Tenant, request: Request) -> int:
-    return tenant.prefix.tokens if tenant.prefix is not None and request.has_prefix else 0
+def recorded(route: Route, messages: Sequence[Message]) -> dict[str, object]:
+    """The fields of a request with the text of a trace."""
+    if route is Route.CHAT:
+        return {"messages": [{"role": each.role, "content": each.content} for each in messages]}
+    return {"prompt": "\n\n".join(each.content for each in messages)}
+
+
+def _parts(tenant: Tenant, request: Request, worker: str) -> list[_Part]:
+    """The parts of a prompt: shared blocks of a trace, or a shared prefix, and then its own text."""
+    left, parts = request.input_tokens, []
+    for part in (*_blocks(tenant.trace, request.traced), *_prefix(tenant, request)):
+        parts.append(part._replace(tokens=min(part.tokens, left)))
+        left -= parts[-1].tokens
+    return [*parts, _Part(left, left, (tenant.name, worker, str(request.number), "prompt"))]
+
+
+def _blocks(trace: Trace | None, traced: Traced | None) -> Iterator[_Part]:
+    if trace is not None and traced is not None:
+        for id_ in traced.blocks:
+            yield _Part(trace.block_tokens, trace.block_tokens, (trace.file, str(id_), "block"))
+
+
+def _prefix(tenant: Tenant, request: Request) -> Iterator[_Part]:
+    prefix = tenant.prefix
+    if prefix is not None and request.has_prefix:
+        yield _Part(prefix.tokens, prefix.tokens, (prefix.name, "prefix"))
+
+
+def _text(parts: Sequence[_Part], wording: Wording, seed: int) -> str:
+    """The text of a prompt. Its length is that of all parts, less what the engine adds."""
+    left = max(sum(part.tokens for part in parts) - wording.overhead, 1)
+    if wording.words:
+        words = [
+            word
+            for part in parts
+            for word in worded(part.of, wording.words, *part.names, seed=seed)[: part.tokens]
+        ]
+        return " ".join(words[:left])
+    per_token, end, pieces = 1 / wording.tokens_per_byte, 0, []
+    for part in parts:
+        # Rounded by the end of each part, so that equal beginnings are equal text.
+        begins, end = end, end + part.tokens
+        size = round(end * per_token) - round(begins * per_token)
+        whole = max(math.ceil(part.of * per_token), size)
+        pieces.append(text(whole, *part.names, seed=seed)[:size])
+    return "".join(pieces)[: max(round(left * per_token), 1)]

@@ -10,8 +10,6 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import msgspec
-
 from loadgen.fields import Field, ScenarioError, document, given
 from loadgen.scenario import (
     Bursty,
@@ -35,32 +33,22 @@ from loadgen.scenario import (
     Route,
     Scenario,
     Tenant,
-    Traced,
+    Tokenizer,
+    Trace,
     Uniform,
 )
+from loadgen.workloads import field as trace_field
+from loadgen.workloads.plain import LONGEST_TOKENS
 
-LONGEST_TOKENS = 1 << 20
-"""Longer prompts are treated as typing errors."""
 SIGNALS = ("STOP", "CONT", "KILL", "TERM")
 _SCENARIO = (
     "name", "seed", "duration_s", "model", "route", "stream", "prompt", "tokens_per_byte", "timeout_s",
-    "drain_s", "spread", "tenants", "phases", "faults",
+    "tokenizer", "drain_s", "spread", "tenants", "phases", "faults",
 )  # fmt: skip
 _TENANT = (
     "name", "key", "arrivals", "input", "output", "prefix", "retries", "priority", "tier", "starts_s",
-    "ends_s",
+    "ends_s", "trace",
 )  # fmt: skip
-
-
-class _Line(msgspec.Struct):
-    """One line of a trace."""
-
-    at: float
-    input: int
-    output: int
-
-
-_decode_line = msgspec.json.Decoder(_Line).decode
 
 
 def read(path: Path, environment: Mapping[str, str]) -> Scenario:
@@ -88,8 +76,9 @@ def parse(text: str, file: str, environment: Mapping[str, str], folder: Path) ->
         tenants=tenants,
         seed=given(fields, "seed", lambda f: f.whole("(a seed)"), 0),
         route=route,
-        prompt=given(fields, "prompt", lambda f: _form(f, route), _DEFAULT_FORM[route]),
+        prompt=_prompt_form(fields, route),
         tokens_per_byte=given(fields, "tokens_per_byte", lambda f: f.number("tokens", above=True), 0.25),
+        tokenizer=given(fields, "tokenizer", lambda f: _tokenizer(f, folder), None),
         stream=given(fields, "stream", Field.truth, True),
         timeout_s=timeout,
         drain_s=given(fields, "drain_s", lambda f: f.number("seconds"), timeout),
@@ -99,7 +88,15 @@ def parse(text: str, file: str, environment: Mapping[str, str], folder: Path) ->
     )
 
 
-_DEFAULT_FORM = {Route.CHAT: PromptForm.TEXT, Route.COMPLETIONS: PromptForm.IDS}
+def _prompt_form(fields: dict[str, Field], route: Route) -> PromptForm:
+    """Completions take token ids, unless a tokenizer is asked for: it makes texts of exact lengths."""
+    is_text = route is Route.CHAT or "tokenizer" in fields
+    form = given(fields, "prompt", lambda f: _form(f, route), PromptForm.TEXT if is_text else PromptForm.IDS)
+    if form is PromptForm.IDS and "tokenizer" in fields:
+        fields["tokenizer"].fail(
+            "stands beside token ids, which are exact", "remove it, or write 'prompt: text'"
+        )
+    return form
 
 
 def _form(field: Field, route: Route) -> PromptForm:
@@ -109,6 +106,13 @@ def _form(field: Field, route: Route) -> PromptForm:
             "is ids, which the chat route does not accept", "write 'route: completions' or 'prompt: text'"
         )
     return form
+
+
+def _tokenizer(field: Field, folder: Path) -> Tokenizer:
+    if not field.is_mapping:
+        field.word(("engine",))
+        return Tokenizer()
+    return Tokenizer(str(folder / field.fields(("file",), required=("file",))["file"].text()))
 
 
 def _spread(field: Field) -> str | tuple[float, ...]:
@@ -133,14 +137,15 @@ def _tenants(field: Field, environment: Mapping[str, str], folder: Path) -> tupl
 
 
 def _tenant(item: Field, environment: Mapping[str, str], folder: Path) -> Tenant:
-    fields = item.fields(_TENANT, required=("name", "arrivals"))
+    fields = item.fields(_TENANT, required=("name",))
     name = fields["name"].text()
-    process = _process(fields["arrivals"], folder)
-    lengths = [f for f in ("input", "output") if f not in fields]
-    if lengths and not isinstance(process, Replay):
-        item.fail(f"has no {lengths[0]}", f"add '{lengths[0]}:' with a number of tokens or a distribution")
-    if len(lengths) != 2 and isinstance(process, Replay):
-        item.fail("replays a trace, which has lengths of its own", "remove input and output")
+    if "arrivals" not in fields and "trace" not in fields:
+        item.fail("has no arrivals", "add 'arrivals:' with a process, or 'trace:' with a recorded workload")
+    process = given(fields, "arrivals", _process, Replay())
+    trace = given(
+        fields, "trace", lambda f: trace_field.read(f, folder, has_arrivals="arrivals" in fields), None
+    )
+    _check_lengths(item, fields, trace)
     starts = given(fields, "starts_s", lambda f: f.number("seconds"), 0.0)
     return Tenant(
         name=name,
@@ -154,7 +159,22 @@ def _tenant(item: Field, environment: Mapping[str, str], folder: Path) -> Tenant
         tier=given(fields, "tier", Field.text, ""),
         starts_s=starts,
         ends_s=given(fields, "ends_s", lambda f: f.number("seconds", least=starts, above=True), None),
+        trace=trace,
     )
+
+
+def _check_lengths(item: Field, fields: dict[str, Field], trace: Trace | None) -> None:
+    """Either a trace has the lengths, or the tenant."""
+    if trace is None:
+        for name in ("input", "output"):
+            if name not in fields:
+                item.fail(f"has no {name}", f"add '{name}:' with a number of tokens or a distribution")
+        return
+    for name in ("input", "output"):
+        if name in fields:
+            fields[name].fail("stands beside a trace, which has lengths of its own", f"remove '{name}:'")
+    if "prefix" in fields and any(traced.blocks or traced.messages for traced in trace.requests):
+        fields["prefix"].fail("stands beside a trace, which has prefixes of its own", "remove 'prefix:'")
 
 
 def _key(field: Field, environment: Mapping[str, str]) -> str:
@@ -234,38 +254,9 @@ _PROCESSES: dict[str, Callable[[Field], Process]] = {
 }
 
 
-def _process(field: Field, folder: Path) -> Process:
-    kind, body = field.one((*_PROCESSES, "replay"))
-    return _replay(body, folder) if kind == "replay" else _PROCESSES[kind](body)
-
-
-def _replay(field: Field, folder: Path) -> Replay:
-    named = field.fields(("file",), required=("file",))["file"]
-    path = folder / named.text()
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        named.fail(f"is {path}, which cannot be read ({error.strerror})", "name a file of JSON lines")
-    trace = [_traced(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not trace:
-        named.fail(
-            f"is {path}, which has no request", 'add lines such as {"at": 0.5, "input": 100, "output": 20}'
-        )
-    return Replay(named.text(), tuple(sorted(trace, key=lambda traced: traced.at_s)))
-
-
-def _traced(line: bytes, where: str) -> Traced:
-    fix = 'write lines such as {"at": 0.5, "input": 100, "output": 20}'
-    try:
-        read = _decode_line(line)
-    except msgspec.DecodeError as error:  # the base of ValidationError too
-        raise ScenarioError(f"{where}: {error}; {fix}") from None
-    if not (math.isfinite(read.at) and read.at >= 0):
-        raise ScenarioError(f"{where}: at is {read.at:g}; write seconds from the start, at least 0")
-    for name, tokens in (("input", read.input), ("output", read.output)):
-        if not 1 <= tokens <= LONGEST_TOKENS:
-            raise ScenarioError(f"{where}: {name} is {tokens}; write from 1 to {LONGEST_TOKENS} tokens")
-    return Traced(read.at, read.input, read.output)
+def _process(field: Field) -> Process:
+    kind, body = field.one(tuple(_PROCESSES))
+    return _PROCESSES[kind](body)
 
 
 def _tokens(field: Field) -> int:

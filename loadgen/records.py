@@ -17,7 +17,7 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from loadgen.scenario import Process, Replay, Scenario
+from loadgen.scenario import Process, Scenario, Trace
 
 _Record = TypeVar("_Record")
 REQUESTS, STATE, META, SUMMARY, REPORT = (
@@ -208,8 +208,8 @@ def described(scenario: Scenario) -> dict[str, object]:
 
 
 def _shown(value: object) -> object:
-    if isinstance(value, Replay):
-        return {"replay": {"file": value.file, "requests": len(value.trace)}}
+    if isinstance(value, Trace):
+        return {"file": value.file, "requests": len(value.requests), "block_tokens": value.block_tokens}
     if is_dataclass(value) and not isinstance(value, type):
         body = {f.name: _shown(getattr(value, f.name)) for f in fields(value) if f.name != "key"}
         return {type(value).__name__.lower(): body} if isinstance(value, Process) else body

@@ -33,6 +33,14 @@ class PromptForm(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """What counts the tokens of texts before a run."""
+
+    file: str = ""
+    """The path of a ``tokenizer.json``. Empty for the route ``/tokenize`` of the engine."""
+
+
+@dataclass(frozen=True, slots=True)
 class Fixed:
     """Always the same length."""
 
@@ -129,20 +137,46 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a recorded conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
 class Traced:
     """One request of a trace."""
 
     at_s: float
+    """The time from the start of the trace; 0 in a trace without times."""
     input_tokens: int
     output_tokens: int
+    blocks: tuple[int, ...] = ()
+    """An id for each block of prompt tokens. Equal ids become equal text."""
+    messages: tuple[Message, ...] = ()
+    """The text of the prompt, if the trace has it."""
+    answer: str = ""
+    """The recorded answer, whose length the request asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests of a file, in order, after all changes that the scenario asks for."""
+
+    file: str
+    requests: tuple[Traced, ...]
+    block_tokens: int = 0
+    """The tokens of each block of a prompt; 0 without blocks."""
+    most_input: int | None = None
+    """Prompts of recorded text are left out above this many tokens."""
+    notes: tuple[str, ...] = ()
+    """What was changed and left out, in sentences."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A recorded trace, replayed."""
-
-    file: str
-    trace: tuple[Traced, ...]
+    """The requests of the tenant's trace at their own times."""
 
 
 Process = Constant | Poisson | Bursty | Ramp | OnOff | Closed | Replay
@@ -193,6 +227,8 @@ class Tenant:
     """For the report only."""
     starts_s: float = 0.0
     ends_s: float | None = None
+    trace: Trace | None = None
+    """The requests in order, instead of ``input`` and ``output``. The first one follows the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +275,8 @@ class Scenario:
     prompt: PromptForm = PromptForm.IDS
     tokens_per_byte: float = 0.25
     """Assumed tokens per byte of text."""
+    tokenizer: Tokenizer | None = None
+    """What counts the tokens of texts before the run; ``None`` assumes ``tokens_per_byte``."""
     stream: bool = True
     timeout_s: float = 120.0
     """The time limit of an attempt."""
@@ -285,9 +323,15 @@ def _faster(tenant: Tenant, factor: float) -> Tenant:
         case Closed():
             process = replace(process, workers=max(round(process.workers * factor), 1))
         case Replay():
-            trace = tuple(replace(traced, at_s=traced.at_s / factor) for traced in process.trace)
-            process = replace(process, trace=trace)
+            return replace(tenant, trace=_denser(tenant.trace, factor))
     return replace(tenant, process=process)
+
+
+def _denser(trace: Trace | None, factor: float) -> Trace | None:
+    if trace is None:
+        return None
+    requests = tuple(replace(traced, at_s=traced.at_s / factor) for traced in trace.requests)
+    return replace(trace, requests=requests)
 
 
 def lasting(scenario: Scenario, seconds: float) -> Scenario:

@@ -1,0 +1,23 @@
+"""Compares the prompt tokens that servers report with those that were asked for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from loadgen.records import Attempt
+
+
+def difference(attempts: Iterable[Attempt]) -> str | None:
+    """A sentence, if reported prompt tokens differ from those asked for; ``None`` if all are equal.
+
+    Attempts without a reported number do not count.
+    """
+    told = [(a.input_tokens, a.prompt_tokens) for a in attempts if a.prompt_tokens]
+    wrong = [reported - asked for asked, reported in told if reported != asked]
+    if not wrong:
+        return None
+    asked, reported = (sum(column) for column in zip(*told, strict=True))
+    return (
+        f"{len(wrong)} of {len(told)} prompts ({len(wrong) / len(told):.1%}) had other lengths than asked: "
+        f"{min(wrong):+d} to {max(wrong):+d} tokens, {reported / asked - 1:+.2%} in all."
+    )
