@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from loadgen import reading
 from loadgen.fields import ScenarioError
 from loadgen.records import RunUnreadable
-from loadgen.scenario import Scenario, faster, lasting
+from loadgen.scenario import Scenario, faster, lasting, unmeasured
 from runtime.build import add_version
 
 USAGE_ERROR = 2
@@ -77,7 +77,13 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
         "--duration",
         type=_factor,
         metavar="SECONDS",
-        help="another duration; phases, faults, ramps and pauses scale with it",
+        help="another duration; phases, faults, ramps, pauses, warm-up and cool-down scale with it",
+    )
+    parser.add_argument(
+        "--warm-up", type=_span, metavar="SECONDS", help="requests of this time from the start do not count"
+    )
+    parser.add_argument(
+        "--cool-down", type=_span, metavar="SECONDS", help="requests of this time before the end do not count"
     )
 
 
@@ -88,13 +94,28 @@ def _factor(text: str) -> float:
     return value
 
 
+def _span(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return value
+
+
 def _scenario(arguments: argparse.Namespace) -> Scenario:
     scenario = reading.read(arguments.scenario, os.environ)
     if arguments.seed is not None:
         scenario = replace(scenario, seed=arguments.seed)
     if arguments.scale_rate is not None:
         scenario = faster(scenario, arguments.scale_rate)
-    return lasting(scenario, arguments.duration) if arguments.duration is not None else scenario
+    if arguments.duration is not None:
+        scenario = lasting(scenario, arguments.duration)
+    if arguments.warm_up is not None:
+        scenario = replace(scenario, warm_up_s=arguments.warm_up)
+    if arguments.cool_down is not None:
+        scenario = replace(scenario, cool_down_s=arguments.cool_down)
+    if problem := unmeasured(scenario.duration_s, scenario.warm_up_s, scenario.cool_down_s):
+        raise ScenarioError(f"{arguments.scenario} {problem}; give a longer --duration, or less --warm-up")
+    return scenario
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -14,11 +14,12 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from loadgen.lengths import draw
+from loadgen.lengths import draw, mean
 from loadgen.scenario import (
     Bursty,
     Closed,
     Constant,
+    Gamma,
     OnOff,
     Poisson,
     Process,
@@ -38,6 +39,8 @@ class Request:
     input_tokens: int
     output_tokens: int
     has_prefix: bool
+    is_cancelled: bool = False
+    """Whether the client ends it, as the tenant's ``cancel`` says."""
     traced: Traced | None = None
     """Its origin in the tenant's trace, if there is one."""
 
@@ -89,10 +92,12 @@ def arrivals(scenario: Scenario, tenant: Tenant, seed: int) -> Iterator[Arrival]
 
 def requests(tenant: Tenant, seed: int, worker: str = "") -> Iterator[Request]:
     """The endless sequence of requests of a tenant, or of one worker of a closed loop."""
-    prefixes = stream(seed, tenant.name, worker, "prefix")
-    share = tenant.prefix.share if tenant.prefix is not None else 0.0
+    prefixes, cancels = (stream(seed, tenant.name, worker, what) for what in ("prefix", "cancel"))
+    share, cancelled = _prefix_share(tenant), _cancelled_share(tenant)
     for number, (inputs, outputs, traced) in enumerate(_sizes(tenant, seed, worker)):
-        yield Request(number, inputs, outputs, prefixes.random() < share, traced)
+        yield Request(
+            number, inputs, outputs, prefixes.random() < share, cancels.random() < cancelled, traced
+        )
 
 
 def _sizes(tenant: Tenant, seed: int, worker: str) -> Iterator[tuple[int, int, Traced | None]]:
@@ -107,6 +112,39 @@ def _sizes(tenant: Tenant, seed: int, worker: str) -> Iterator[tuple[int, int, T
     inputs, outputs = (stream(seed, tenant.name, worker, what) for what in ("input", "output"))
     while True:
         yield draw(tenant.input, inputs), draw(tenant.output, outputs), None
+
+
+def _prefix_share(tenant: Tenant) -> float:
+    return tenant.prefix.share if tenant.prefix is not None else 0.0
+
+
+def _cancelled_share(tenant: Tenant) -> float:
+    return tenant.cancel.share if tenant.cancel is not None else 0.0
+
+
+def expected_requests(scenario: Scenario, tenant: Tenant) -> float | None:
+    """The expected number of requests of a run; ``None`` for a closed loop, which has no rate of its own.
+
+    All turns of a conversation count, also those that the end of the run prevents.
+    """
+    if isinstance(tenant.process, Closed):
+        return None
+    if isinstance(tenant.process, Replay):
+        starts, ends = scenario.span(tenant)
+        moments = [starts + traced.at_s for traced in _traced(tenant)]
+        return sum(scenario.factor(tenant.name, at) for at in moments if at < ends)
+    turns = mean(tenant.conversation.turns) if tenant.conversation is not None else 1.0
+    return turns * sum(segment.area for segment in segments(scenario, tenant))
+
+
+def _traced(tenant: Tenant) -> tuple[Traced, ...]:
+    return tenant.trace.requests if tenant.trace is not None else ()
+
+
+def offered_rate(scenario: Scenario) -> float:
+    """The expected requests per second of all tenants with a rate of their own, over the whole run."""
+    counts = (expected_requests(scenario, tenant) or 0.0 for tenant in scenario.tenants)
+    return sum(counts) / scenario.duration_s
 
 
 def workers_at(scenario: Scenario, tenant: Tenant, at_s: float) -> int:
@@ -166,7 +204,7 @@ def _rate(process: Process, since_s: float, middle_s: float) -> float:
             return start + (end - start) * min(since_s / over_s, 1.0)
         case OnOff(rate, on_s, off_s):
             return rate if middle_s % (on_s + off_s) < on_s else 0.0
-        case Constant(rate) | Poisson(rate) | Bursty(rate):
+        case Constant(rate) | Poisson(rate) | Bursty(rate) | Gamma(rate):
             return rate
         case Closed() | Replay():
             return 0.0
@@ -177,10 +215,22 @@ def _gaps(process: Process, source: random.Random) -> Iterator[float]:
     if isinstance(process, Constant):
         yield source.random() or 1.0  # so that tenants with equal rates do not send at the same times
         yield from itertools.repeat(1.0)
+    if isinstance(process, Gamma):
+        yield from _gamma_gaps(process.cv, source)
     burst = process.burst if isinstance(process, Bursty) else 1
     while True:
         yield source.expovariate(1.0) * burst
         yield from itertools.repeat(0.0, burst - 1)
+
+
+def _gamma_gaps(cv: float, source: random.Random) -> Iterator[float]:
+    """Gaps with mean 1 and a gamma distribution."""
+    shape, scale = cv**-2, cv**2
+    # The run begins within a gap, and longer gaps are more likely to contain its beginning. Without this, a
+    # clustered process would send too many requests in a short run.
+    yield source.random() * source.gammavariate(shape + 1, scale)
+    while True:
+        yield source.gammavariate(shape, scale)
 
 
 def warped(pieces: list[Segment], gaps: Iterator[float]) -> Iterator[float]:
@@ -199,8 +249,7 @@ def _replayed(scenario: Scenario, tenant: Tenant, seed: int) -> Iterator[Arrival
     starts, ends = scenario.span(tenant)
     kept = stream(seed, tenant.name, "kept")
     # A trace is sent once. The requests have the numbers of their places, also if a phase leaves some out.
-    known = tenant.trace.requests if tenant.trace is not None else ()
-    for traced, request in zip(known, requests(tenant, seed), strict=False):
+    for traced, request in zip(_traced(tenant), requests(tenant, seed), strict=False):
         at = starts + traced.at_s
         is_kept = kept.random() < scenario.factor(tenant.name, at)
         if at < ends and is_kept:

@@ -14,6 +14,7 @@ import aiohttp
 
 from loadgen import sse
 from loadgen.records import Attempt, Outcome
+from loadgen.scenario import Cancel
 from loadgen.statistics import gap_histogram, percentile
 
 MOST_ERROR_BYTES = 1 << 16
@@ -44,20 +45,38 @@ class Client:
     ) -> None:
         await self._session.close()
 
-    async def perform(self, attempt: Attempt, body: bytes, key: str | None) -> None:
-        """Send an attempt, and record its course until its end. If cancelled, it stays ``CUT``."""
-        stream = _Stream(attempt, self._clock)
+    async def perform(
+        self,
+        attempt: Attempt,
+        body: bytes,
+        key: str | None,
+        *,
+        cancel: Cancel | None = None,
+        keeps_answer: bool = False,
+    ) -> str:
+        """Send an attempt, and record its course until its end. If its task is cancelled, it stays ``CUT``.
+
+        ``cancel`` ends it as a client does. Returns the received text if ``keeps_answer``, or else nothing.
+        """
+        stream = _Stream(attempt, self._clock, keeps_answer=keeps_answer)
+        if cancel is not None:
+            stream.most_tokens = cancel.after_tokens
+        patience = cancel.after_s if cancel is not None and cancel.after_s is not None else math.inf
         attempt.sent_s = self._clock()
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(min(self._timeout_s, patience)):
                 await self._exchange(attempt, stream, body, key)
         except TimeoutError:
-            attempt.outcome, attempt.reason = Outcome.TIMEOUT, attempt.reason or "timeout"
+            if patience < self._timeout_s:
+                attempt.outcome, attempt.reason = Outcome.CANCELLED, ""
+            else:
+                attempt.outcome, attempt.reason = Outcome.TIMEOUT, attempt.reason or "timeout"
         except (aiohttp.ClientError, OSError) as error:
             attempt.outcome, attempt.reason = stream.ending(type(error).__name__)
         finally:
             attempt.end_s = self._clock()
             stream.close()
+        return stream.answer
 
     async def _exchange(self, attempt: Attempt, stream: _Stream, body: bytes, key: str | None) -> None:
         headers = {"Content-Type": _JSON}
@@ -71,7 +90,7 @@ class Client:
             elif response.content_type == "text/event-stream":
                 await _streamed(attempt, stream, response)
             else:
-                _whole(attempt, await response.read())
+                _whole(attempt, stream, await response.read())
 
 
 async def _refused(attempt: Attempt, response: aiohttp.ClientResponse) -> None:
@@ -87,16 +106,21 @@ async def _refused(attempt: Attempt, response: aiohttp.ClientResponse) -> None:
 async def _streamed(attempt: Attempt, stream: _Stream, response: aiohttp.ClientResponse) -> None:
     async for chunk in response.content.iter_any():
         stream.feed(chunk)
+        if stream.is_enough:
+            response.close()
+            attempt.outcome = Outcome.CANCELLED
+            return
     attempt.outcome, attempt.reason = stream.ending("stream ended early")
 
 
-def _whole(attempt: Attempt, content: bytes) -> None:
+def _whole(attempt: Attempt, stream: _Stream, content: bytes) -> None:
     """A response that is not streamed: its first token arrives with its last."""
     event = sse.decoded(content)
     if event is None or not event.choices:
         attempt.outcome, attempt.reason = Outcome.ERROR, "no completion"
         return
     attempt.outcome = Outcome.SERVED
+    stream.keep(event)
     _count(attempt, event.usage)
 
 
@@ -110,6 +134,7 @@ class _Stream:
     """The observations of a stream in progress."""
 
     __slots__ = (
+        "_answer",
         "_attempt",
         "_clock",
         "_events",
@@ -119,9 +144,13 @@ class _Stream:
         "_usage",
         "failure",
         "is_finished",
+        "most_tokens",
     )
 
-    def __init__(self, attempt: Attempt, clock: Callable[[], float]) -> None:
+    def __init__(self, attempt: Attempt, clock: Callable[[], float], *, keeps_answer: bool = False) -> None:
+        self._answer: list[str] | None = [] if keeps_answer else None
+        self.most_tokens: int | None = None
+        """The number of tokens after which the client ends the request."""
         self._attempt = attempt
         self._clock = clock
         self._reader = sse.Reader()
@@ -150,12 +179,28 @@ class _Stream:
                 self._attempt.first_s = now
             self._events += 1
             self._last_s = now
+            self.keep(event)
         if event.usage is not None:
             self._usage = event.usage
         if event.error is not None:
             self.failure = event.error
         if event.is_finish:
             self.is_finished = True
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the client ends the request now. A finished stream needs no end."""
+        return self.most_tokens is not None and self._events >= self.most_tokens and not self.is_finished
+
+    @property
+    def answer(self) -> str:
+        """The received text; empty if it is not kept."""
+        return "".join(self._answer or ())
+
+    def keep(self, event: sse.Event) -> None:
+        """Keep the text of an event, or of a whole response, for the next turn of a conversation."""
+        if self._answer is not None and event.choices:
+            self._answer.append(event.choices[0].written)
 
     def ending(self, broken: str) -> tuple[Outcome, str]:
         """The outcome of an ended stream. ``broken`` is the reason if the server sent none."""

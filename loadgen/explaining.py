@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from loadgen import words
-from loadgen.arrivals import most_workers, segments
+from loadgen.arrivals import expected_requests, most_workers
 from loadgen.lengths import mean
-from loadgen.scenario import Closed, Replay, Scenario, Tenant
+from loadgen.scenario import Closed, Conversation, Replay, Scenario, Tenant
 from loadgen.workloads.prefix_hits import best_share
 
 
@@ -18,6 +18,9 @@ def explain(scenario: Scenario) -> str:
         "",
         words.text_table(_HEAD, [_row(scenario, tenant) for tenant in scenario.tenants]),
     ]
+    if scenario.warm_up_s or scenario.cool_down_s:
+        ends = scenario.duration_s - scenario.cool_down_s
+        lines.append(f"measured: requests that are due from {scenario.warm_up_s:g} to {ends:g} s")
     lines += [note for tenant in scenario.tenants for note in _trace_notes(tenant)]
     lines += [f"phase {p.name}: {p.from_s:g} to {p.to_s:g} s{_rates(p.rates)}" for p in scenario.phases]
     lines += [f"fault at {fault.at_s:g} s: {fault.name}" for fault in scenario.faults]
@@ -28,7 +31,7 @@ _HEAD = ("tenant", "arrivals", "requests", "input", "output", "tokens/s offered"
 
 
 def _row(scenario: Scenario, tenant: Tenant) -> list[str]:
-    asked = _expected(scenario, tenant)
+    asked = expected_requests(scenario, tenant)
     inputs, outputs = _lengths(tenant)
     starts, ends = scenario.span(tenant)
     offered = asked * (inputs + outputs) / (ends - starts) if asked is not None and ends > starts else None
@@ -49,18 +52,9 @@ def _arrivals(scenario: Scenario, tenant: Tenant) -> str:
         return f"closed, {most_workers(scenario, tenant)} workers"
     if isinstance(process, Replay):
         return "trace"
-    return type(process).__name__.lower()
-
-
-def _expected(scenario: Scenario, tenant: Tenant) -> float | None:
-    """The expected number of requests. A closed loop sends one after each response."""
-    if isinstance(tenant.process, Closed):
-        return None
-    if isinstance(tenant.process, Replay) and tenant.trace is not None:
-        starts, ends = scenario.span(tenant)
-        moments = [starts + traced.at_s for traced in tenant.trace.requests]
-        return sum(scenario.factor(tenant.name, at) for at in moments if at < ends)
-    return sum(segment.area for segment in segments(scenario, tenant))
+    kind = type(process).__name__.lower()
+    talks = tenant.conversation
+    return kind if talks is None else f"{kind}, conversations of {mean(talks.turns):.3g} turns"
 
 
 def _lengths(tenant: Tenant) -> tuple[float, float]:
@@ -70,7 +64,21 @@ def _lengths(tenant: Tenant) -> tuple[float, float]:
             sum(traced.input_tokens for traced in known) / len(known),
             sum(traced.output_tokens for traced in known) / len(known),
         )
-    return mean(tenant.input), mean(tenant.output)
+    inputs, outputs = mean(tenant.input), mean(tenant.output)
+    return (
+        (inputs, outputs) if tenant.conversation is None else _by_turn(tenant.conversation, inputs, outputs)
+    )
+
+
+def _by_turn(conversation: Conversation, inputs: float, outputs: float) -> tuple[float, float]:
+    """The mean lengths over the turns of a mean conversation. Each input carries the earlier turns."""
+    later_input, later_output = conversation.later_input, conversation.later_output
+    more = mean(later_input) if later_input is not None else inputs
+    answer = mean(later_output) if later_output is not None else outputs
+    later = mean(conversation.turns) - 1
+    # The turn k after the first carries the first turn, k - 1 later ones, and has new tokens of its own.
+    carried = later * (inputs + outputs) + later * (later - 1) / 2 * (more + answer) + later * more
+    return (inputs + carried) / (later + 1), (outputs + later * answer) / (later + 1)
 
 
 def _trace_notes(tenant: Tenant) -> list[str]:

@@ -6,13 +6,12 @@ Nothing here runs while requests are sent.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
 from loadgen import arrivals, prompts, wording
 from loadgen.fields import ScenarioError
-from loadgen.prompts import Wording
-from loadgen.scenario import Route, Scenario, Tenant, Traced
+from loadgen.scenario import Message, Route, Scenario, Tenant, Traced
 from loadgen.tokenizing import Counter, counting
 from loadgen.workloads.selection import left_out
 
@@ -20,46 +19,30 @@ _SAMPLE = 8
 """Prompts of each tenant that are counted, to check the lengths."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A scenario that is ready to run."""
-
-    scenario: Scenario
-    wording: Wording | None = None
-    """``None`` if no tokenizer was asked for."""
-    notes: tuple[str, ...] = ()
-    """Sentences for the report."""
-
-
-async def prepare(scenario: Scenario, url: str) -> Prepared:
-    """Count what the scenario's tokenizer has to count. Raises ``ScenarioError``."""
+async def prepare(scenario: Scenario, url: str) -> tuple[Scenario, list[str]]:
+    """The scenario with exact lengths, and sentences for the report. Raises ``ScenarioError``."""
     if scenario.tokenizer is None:
-        return Prepared(scenario, notes=_trace_notes(scenario))
+        return scenario, trace_notes(scenario)
     async with counting(scenario, url) as counter:
         return await prepared(scenario, counter)
 
 
-async def prepared(scenario: Scenario, counter: Counter) -> Prepared:
+async def prepared(scenario: Scenario, counter: Counter) -> tuple[Scenario, list[str]]:
     """The same with a counter."""
-    tenants = [await _counted(tenant, scenario.route, counter) for tenant in scenario.tenants]
-    scenario = replace(scenario, tenants=tuple(tenants))
+    route = scenario.route
 
     async def count(text: str) -> int:
-        return await counter.prompt(_plain(scenario.route, text))
+        return await counter.prompt(prompts.prompt_of_messages(route, [Message("user", text)]))
 
+    tenants = [await _counted(tenant, route, counter) for tenant in scenario.tenants]
     learned = await wording.learn(count, scenario.seed)
-    note = await _checked(scenario, learned, counter)
-    return Prepared(scenario, learned, (*_trace_notes(scenario), *note))
+    scenario = replace(scenario, tenants=tuple(tenants), wording=learned)
+    return scenario, [*trace_notes(scenario), *await _checked(scenario, counter)]
 
 
-def _trace_notes(scenario: Scenario) -> tuple[str, ...]:
-    return tuple(
-        note for tenant in scenario.tenants if tenant.trace is not None for note in tenant.trace.notes
-    )
-
-
-def _plain(route: Route, text: str) -> dict[str, object]:
-    return {"messages": [{"role": "user", "content": text}]} if route is Route.CHAT else {"prompt": text}
+def trace_notes(scenario: Scenario) -> list[str]:
+    """What the traces of a scenario leave out and change."""
+    return [note for tenant in scenario.tenants if tenant.trace is not None for note in tenant.trace.notes]
 
 
 async def _counted(tenant: Tenant, route: Route, counter: Counter) -> Tenant:
@@ -82,17 +65,17 @@ async def _counted(tenant: Tenant, route: Route, counter: Counter) -> Tenant:
 
 async def _exact(traced: Traced, route: Route, counter: Counter) -> Traced:
     inputs, outputs = await asyncio.gather(
-        counter.prompt(prompts.recorded(route, traced.messages)), counter.text(traced.answer)
+        counter.prompt(prompts.prompt_of_messages(route, traced.messages)), counter.text(traced.answer)
     )
     return replace(traced, input_tokens=inputs, output_tokens=max(outputs, 1))
 
 
-async def _checked(scenario: Scenario, learned: Wording, counter: Counter) -> tuple[str, ...]:
+async def _checked(scenario: Scenario, counter: Counter) -> tuple[str, ...]:
     """A sentence about the first prompts of each tenant whose lengths are not exact."""
     asked = [(t, r) for t in scenario.tenants for r in islice(arrivals.requests(t, scenario.seed), _SAMPLE)]
     counts = await asyncio.gather(
         *(
-            counter.prompt(prompts.prompt(scenario, tenant, request, scenario.seed, "", learned))
+            counter.prompt(prompts.prompt(scenario, tenant, request, scenario.seed))
             for tenant, request in asked
         )
     )

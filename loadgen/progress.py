@@ -19,6 +19,7 @@ _SHOWN = {
     Outcome.BROKEN: "broken",
     Outcome.TIMEOUT: "timed out",
     Outcome.PREEMPTED: "preempted",
+    Outcome.CANCELLED: "cancelled",
 }
 
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from loadgen.records import Attempt
+from loadgen.records import Run
 
 
-def difference(attempts: Iterable[Attempt]) -> str | None:
-    """A sentence, if reported prompt tokens differ from those asked for; ``None`` if all are equal.
+def findings(run: Run) -> list[str]:
+    """A sentence, if reported prompt tokens differ from those asked for; empty if all are equal.
 
     Attempts without a reported number do not count.
     """
-    told = [(a.input_tokens, a.prompt_tokens) for a in attempts if a.prompt_tokens]
+    told = [(a.input_tokens, a.prompt_tokens) for a in run.attempts if a.prompt_tokens]
     wrong = [reported - asked for asked, reported in told if reported != asked]
     if not wrong:
-        return None
+        return []
     asked, reported = (sum(column) for column in zip(*told, strict=True))
-    return (
+    fix = "" if run.meta.scenario.get("tokenizer") else " Write 'tokenizer: engine' for exact lengths."
+    return [
         f"{len(wrong)} of {len(told)} prompts ({len(wrong) / len(told):.1%}) had other lengths than asked: "
-        f"{min(wrong):+d} to {max(wrong):+d} tokens, {reported / asked - 1:+.2%} in all."
-    )
+        f"{min(wrong):+d} to {max(wrong):+d} tokens, {reported / asked - 1:+.2%} in all.{fix}"
+    ]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from loadgen.arrivals import Request, stream
-from loadgen.scenario import Message, PromptForm, Route, Scenario, Tenant, Trace, Traced
+from loadgen.scenario import Message, PromptForm, Route, Scenario, Tenant, Trace, Traced, Wording
 
 FIRST_ID = 10
 """The lowest token id of 256, all below 400. Lower ids are special in most vocabularies."""
@@ -22,17 +22,6 @@ _IDS = [b"%d" % (FIRST_ID + byte) for byte in range(256)]
 _CONSONANTS, _VOWELS = "bdfgklmnprstvwzj", "aeiou"
 _WORDS = [a + vowel + b + " " for a in _CONSONANTS for vowel in _VOWELS for b in _CONSONANTS][:1280:5]
 _encode = msgspec.json.Encoder().encode
-
-
-class Wording(NamedTuple):
-    """How a run makes text of a number of tokens."""
-
-    tokens_per_byte: float
-    """For text of random letters, if there are no words."""
-    words: tuple[str, ...] = ()
-    """Words that are one token each, also beside each other."""
-    overhead: int = 0
-    """Tokens that the engine adds to each prompt, such as those of its chat template."""
 
 
 class _Part(NamedTuple):
@@ -60,16 +49,20 @@ def worded(tokens: int, words: Sequence[str], *names: str, seed: int) -> list[st
     return [words[byte % len(words)] for byte in stream(seed, *names).randbytes(tokens)]
 
 
-def body(
-    scenario: Scenario,
-    tenant: Tenant,
-    request: Request,
-    seed: int,
-    worker: str = "",
-    wording: Wording | None = None,
+def body(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = "") -> bytes:
+    """The body of a request."""
+    return _encode({**_fields(scenario, tenant, request), **prompt(scenario, tenant, request, seed, worker)})
+
+
+def body_of_messages(
+    scenario: Scenario, tenant: Tenant, request: Request, messages: Sequence[Message]
 ) -> bytes:
-    """The body of a request. ``wording`` is that of `preparing`; ``None`` assumes the scenario's bytes."""
-    fields = {
+    """The body of a request with these messages; for completions they are one text."""
+    return _encode({**_fields(scenario, tenant, request), **prompt_of_messages(scenario.route, messages)})
+
+
+def _fields(scenario: Scenario, tenant: Tenant, request: Request) -> dict[str, object]:
+    fields: dict[str, object] = {
         "model": scenario.model,
         "max_tokens": request.output_tokens,
         "ignore_eos": True,  # so that the scenario sets the length of the response, not the model
@@ -80,31 +73,34 @@ def body(
         fields["stream_options"] = {"include_usage": True}
     if tenant.priority is not None:
         fields["priority"] = tenant.priority
-    wording = wording or Wording(scenario.tokens_per_byte)
-    return _encode({**fields, **prompt(scenario, tenant, request, seed, worker, wording)})
+    return fields
 
 
 def prompt(
-    scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str, wording: Wording
+    scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = ""
 ) -> dict[str, object]:
-    """The fields ``prompt`` or ``messages`` of a request."""
+    """The field ``prompt`` or ``messages`` of a request."""
     if request.traced is not None and request.traced.messages:
-        return recorded(scenario.route, request.traced.messages)
-    parts = _parts(tenant, request, worker)
+        return prompt_of_messages(scenario.route, request.traced.messages)
     if scenario.prompt is PromptForm.IDS:
+        parts = _parts(tenant, request, worker)
         ids = [id_ for part in parts for id_ in token_ids(part.of, *part.names, seed=seed)[: part.tokens]]
         return {"prompt": msgspec.Raw(b"[" + b",".join(ids) + b"]")}
-    content = _text(parts, wording, seed)
-    if scenario.route is Route.CHAT:
-        return {"messages": [{"role": "user", "content": content}]}
-    return {"prompt": content}
+    said = content(scenario, tenant, request, seed, worker)
+    return prompt_of_messages(scenario.route, [Message("user", said)])
 
 
-def recorded(route: Route, messages: Sequence[Message]) -> dict[str, object]:
-    """The fields of a request with the text of a trace."""
+def prompt_of_messages(route: Route, messages: Sequence[Message]) -> dict[str, object]:
+    """The same field for messages. For completions they are one text."""
     if route is Route.CHAT:
         return {"messages": [{"role": each.role, "content": each.content} for each in messages]}
-    return {"prompt": "\n\n".join(each.content for each in messages)}
+    return {"prompt": "".join(each.content for each in messages)}
+
+
+def content(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = "") -> str:
+    """The text of a request's prompt. ``worker`` names the sequence in which requests are numbered."""
+    wording = scenario.wording or Wording(scenario.tokens_per_byte)
+    return _text(_parts(tenant, request, worker), wording, seed)
 
 
 def _parts(tenant: Tenant, request: Request, worker: str) -> list[_Part]:

@@ -10,17 +10,16 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from loadgen import behaviour_fields, length_fields
 from loadgen.fields import Field, ScenarioError, document, given
+from loadgen.length_fields import LONGEST_TOKENS
 from loadgen.scenario import (
     Bursty,
     Closed,
     Constant,
-    Empirical,
     Fault,
     Fixed,
-    Lengths,
-    Lognormal,
-    Normal,
+    Gamma,
     OnOff,
     Phase,
     Poisson,
@@ -35,19 +34,20 @@ from loadgen.scenario import (
     Tenant,
     Tokenizer,
     Trace,
-    Uniform,
+    unmeasured,
 )
 from loadgen.workloads import field as trace_field
-from loadgen.workloads.plain import LONGEST_TOKENS
 
+MOST_CV = 20.0
+"""The largest coefficient of variation: above it, a run of minutes has no or all of its requests at once."""
 SIGNALS = ("STOP", "CONT", "KILL", "TERM")
 _SCENARIO = (
-    "name", "seed", "duration_s", "model", "route", "stream", "prompt", "tokens_per_byte", "timeout_s",
-    "tokenizer", "drain_s", "spread", "tenants", "phases", "faults",
+    "name", "seed", "duration_s", "model", "route", "stream", "prompt", "tokens_per_byte", "tokenizer",
+    "timeout_s", "drain_s", "spread", "tenants", "phases", "faults", "warm_up_s", "cool_down_s",
 )  # fmt: skip
 _TENANT = (
-    "name", "key", "arrivals", "input", "output", "prefix", "retries", "priority", "tier", "starts_s",
-    "ends_s", "trace",
+    "name", "key", "arrivals", "input", "output", "trace", "prefix", "retries", "priority", "tier",
+    "starts_s", "ends_s", "cancel", "conversation",
 )  # fmt: skip
 
 
@@ -69,6 +69,13 @@ def parse(text: str, file: str, environment: Mapping[str, str], folder: Path) ->
     timeout = given(fields, "timeout_s", lambda f: f.number("seconds", above=True), 120.0)
     tenants = _tenants(fields["tenants"], environment, folder)
     phases = given(fields, "phases", lambda f: _phases(f, tenants, duration), ())
+    form = _prompt_form(fields, route)
+    stream = given(fields, "stream", Field.truth, True)
+    for item, tenant in zip(fields["tenants"].items(), tenants, strict=True):
+        behaviour_fields.check(item, tenant, form, is_streamed=stream)
+    warm_up, cool_down = (given(fields, name, _seconds, 0.0) for name in ("warm_up_s", "cool_down_s"))
+    if problem := unmeasured(duration, warm_up, cool_down):
+        top.fail(problem, "make warm_up_s and cool_down_s shorter, or duration_s longer")
     return Scenario(
         name=fields["name"].text(),
         model=fields["model"].text(),
@@ -76,16 +83,22 @@ def parse(text: str, file: str, environment: Mapping[str, str], folder: Path) ->
         tenants=tenants,
         seed=given(fields, "seed", lambda f: f.whole("(a seed)"), 0),
         route=route,
-        prompt=_prompt_form(fields, route),
+        prompt=form,
         tokens_per_byte=given(fields, "tokens_per_byte", lambda f: f.number("tokens", above=True), 0.25),
         tokenizer=given(fields, "tokenizer", lambda f: _tokenizer(f, folder), None),
-        stream=given(fields, "stream", Field.truth, True),
+        stream=stream,
         timeout_s=timeout,
         drain_s=given(fields, "drain_s", lambda f: f.number("seconds"), timeout),
         spread=given(fields, "spread", _spread, "round_robin"),
         phases=phases,
         faults=given(fields, "faults", lambda f: tuple(_fault(item, duration) for item in f.items()), ()),
+        warm_up_s=warm_up,
+        cool_down_s=cool_down,
     )
+
+
+def _seconds(field: Field) -> float:
+    return field.number("seconds")
 
 
 def _prompt_form(fields: dict[str, Field], route: Route) -> PromptForm:
@@ -150,8 +163,8 @@ def _tenant(item: Field, environment: Mapping[str, str], folder: Path) -> Tenant
     return Tenant(
         name=name,
         process=process,
-        input=given(fields, "input", _lengths, Fixed(1)),
-        output=given(fields, "output", _lengths, Fixed(1)),
+        input=given(fields, "input", length_fields.lengths, Fixed(1)),
+        output=given(fields, "output", length_fields.lengths, Fixed(1)),
         key=given(fields, "key", lambda f: _key(f, environment), None),
         prefix=given(fields, "prefix", lambda f: _prefix(f, name), None),
         retries=given(fields, "retries", _retries, Retries()),
@@ -160,6 +173,8 @@ def _tenant(item: Field, environment: Mapping[str, str], folder: Path) -> Tenant
         starts_s=starts,
         ends_s=given(fields, "ends_s", lambda f: f.number("seconds", least=starts, above=True), None),
         trace=trace,
+        cancel=given(fields, "cancel", behaviour_fields.cancel, None),
+        conversation=given(fields, "conversation", behaviour_fields.conversation, None),
     )
 
 
@@ -170,9 +185,9 @@ def _check_lengths(item: Field, fields: dict[str, Field], trace: Trace | None) -
             if name not in fields:
                 item.fail(f"has no {name}", f"add '{name}:' with a number of tokens or a distribution")
         return
-    for name in ("input", "output"):
+    for name in ("input", "output", "conversation"):
         if name in fields:
-            fields[name].fail("stands beside a trace, which has lengths of its own", f"remove '{name}:'")
+            fields[name].fail("stands beside a trace, which has requests of its own", f"remove '{name}:'")
     if "prefix" in fields and any(traced.blocks or traced.messages for traced in trace.requests):
         fields["prefix"].fail("stands beside a trace, which has prefixes of its own", "remove 'prefix:'")
 
@@ -226,6 +241,11 @@ def _bursty(field: Field) -> Bursty:
     return Bursty(_rate(fields), fields["burst"].whole("requests", least=1))
 
 
+def _gamma(field: Field) -> Gamma:
+    fields = field.fields(("rate", "cv"), required=("rate", "cv"))
+    return Gamma(_rate(fields), fields["cv"].number("(no unit)", above=True, most=MOST_CV))
+
+
 def _ramp(field: Field) -> Ramp:
     fields = field.fields(("from", "to", "over_s"), required=("from", "to", "over_s"))
     start, end = (fields[name].number("requests per second") for name in ("from", "to"))
@@ -248,6 +268,7 @@ _PROCESSES: dict[str, Callable[[Field], Process]] = {
     "constant": _constant,
     "poisson": _poisson,
     "bursty": _bursty,
+    "gamma": _gamma,
     "ramp": _ramp,
     "on_off": _on_off,
     "closed": _closed,
@@ -257,64 +278,6 @@ _PROCESSES: dict[str, Callable[[Field], Process]] = {
 def _process(field: Field) -> Process:
     kind, body = field.one(tuple(_PROCESSES))
     return _PROCESSES[kind](body)
-
-
-def _tokens(field: Field) -> int:
-    return field.whole("tokens", least=1, most=LONGEST_TOKENS)
-
-
-def _range(field: Field, fields: dict[str, Field]) -> tuple[int, int]:
-    least, most = given(fields, "least", _tokens, 1), given(fields, "most", _tokens, LONGEST_TOKENS)
-    if least > most:
-        field.fail(f"has least {least} above most {most}", "swap the two")
-    return least, most
-
-
-def _uniform(field: Field) -> Uniform:
-    fields = field.fields(("least", "most"), required=("least", "most"))
-    return Uniform(*_range(field, fields))
-
-
-def _normal(field: Field) -> Normal:
-    fields = field.fields(("mean", "deviation", "least", "most"), required=("mean", "deviation"))
-    mean, deviation = fields["mean"].number("tokens", above=True), fields["deviation"].number("tokens")
-    return Normal(mean, deviation, *_range(field, fields))
-
-
-def _lognormal(field: Field) -> Lognormal:
-    fields = field.fields(("median", "sigma", "least", "most"), required=("median", "sigma"))
-    median, sigma = fields["median"].number("tokens", above=True), fields["sigma"].number("(no unit)", most=5)
-    return Lognormal(median, sigma, *_range(field, fields))
-
-
-def _empirical(field: Field) -> Empirical:
-    lengths: list[int] = []
-    weights: list[float] = []
-    for item in field.items():
-        fields = (
-            item.fields(("tokens", "weight"), required=("tokens",)) if item.is_mapping else {"tokens": item}
-        )
-        lengths.append(_tokens(fields["tokens"]))
-        weights.append(given(fields, "weight", lambda f: f.number("(a weight)"), 1.0))
-    if not sum(weights) > 0:
-        field.fail("has no length of a weight above 0", "write a list of {tokens: 100, weight: 2}")
-    return Empirical(tuple(lengths), tuple(weights))
-
-
-_LENGTHS: dict[str, Callable[[Field], Lengths]] = {
-    "fixed": lambda field: Fixed(_tokens(field)),
-    "uniform": _uniform,
-    "normal": _normal,
-    "lognormal": _lognormal,
-    "empirical": _empirical,
-}
-
-
-def _lengths(field: Field) -> Lengths:
-    if field.is_number:
-        return Fixed(_tokens(field))
-    kind, body = field.one(tuple(_LENGTHS))
-    return _LENGTHS[kind](body)
 
 
 def _phases(field: Field, tenants: tuple[Tenant, ...], duration: float) -> tuple[Phase, ...]:

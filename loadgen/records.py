@@ -42,6 +42,8 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
     PREEMPTED = "preempted"
     """An error event in a stream that had begun."""
+    CANCELLED = "cancelled"
+    """The client ended it, as the scenario's ``cancel`` says."""
     CUT = "cut"
     """The run ended before the request."""
 
@@ -54,7 +56,10 @@ class Attempt(msgspec.Struct, omit_defaults=True):
 
     tenant: str
     request: str
-    """The request's number; in a closed loop after the number of its worker, as in ``w3.17``."""
+    """The request's number; in a closed loop after the number of its worker, as in ``w3.17``.
+
+    A turn of a conversation has both numbers, as in ``c12.2``.
+    """
     intended_s: float
     """The due time of the request, that is, of its first attempt."""
     due_s: float
@@ -85,6 +90,10 @@ class Attempt(msgspec.Struct, omit_defaults=True):
     gap_max_s: float | None = None
     gaps: dict[int, int] = {}
     """See `statistics.Histogram`."""
+    is_measured: bool = True
+    """Whether the request counts: false in the warm-up and the cool-down."""
+    turn: int = 0
+    """The turn of a conversation, from 1; 0 outside conversations."""
 
 
 class FaultResult(msgspec.Struct, frozen=True):
@@ -147,9 +156,14 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     """The generator's CPU time as a share of a core: the 95th percentile over single seconds."""
     complaints: list[str]
     """Reasons why the run is unreliable; empty if the generator kept up."""
+    notes: list[str] = []
+    """What was changed before the run, such as lengths of a trace that were cut. In sentences."""
     unread_states: dict[str, int]
     """The number of failed reads of a state page, by URL."""
     scenario: dict[str, object]
+    warm_up_s: float = 0.0
+    cool_down_s: float = 0.0
+    """The time before the end of the arrivals in which requests are not measured."""
 
 
 class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -207,11 +221,15 @@ def described(scenario: Scenario) -> dict[str, object]:
     return shown
 
 
+_HIDDEN = ("key", "wording")
+"""Secrets, and what the tokenizer alone decides."""
+
+
 def _shown(value: object) -> object:
     if isinstance(value, Trace):
         return {"file": value.file, "requests": len(value.requests), "block_tokens": value.block_tokens}
     if is_dataclass(value) and not isinstance(value, type):
-        body = {f.name: _shown(getattr(value, f.name)) for f in fields(value) if f.name != "key"}
+        body = {f.name: _shown(getattr(value, f.name)) for f in fields(value) if f.name not in _HIDDEN}
         return {type(value).__name__.lower(): body} if isinstance(value, Process) else body
     if isinstance(value, tuple):
         return [_shown(item) for item in value]

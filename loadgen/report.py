@@ -52,6 +52,7 @@ def notes(meta: Meta, summary: Summary) -> list[str]:
             f"{bounds} requests received no token; their waiting times count as times to first token, "
             "as lower bounds."
         )
+    found += [*meta.notes, *summary.notes]
     found += [f"{count} reads of {url} failed." for url, count in meta.unread_states.items()]
     failed = [fault for fault in meta.faults if fault.result != "done"]
     return found + [f"The fault '{fault.what}' {fault.result}." for fault in failed]
@@ -64,7 +65,14 @@ def counts(cell: Cell) -> list[str]:
     tries = f"\n{cell.attempts} attempts" if cell.attempts > cell.requests else ""
     ended = cell.ended(Outcome.PREEMPTED)
     preempted = f"\n{ended} preempted" if ended else ""
-    return [f"{cell.requests}{tries}", str(cell.ended(Outcome.SERVED)), str(refused), f"{failed}{preempted}"]
+    cancelled = cell.ended(Outcome.CANCELLED)
+    by_client = f"\n{cancelled} cancelled" if cancelled else ""
+    return [
+        f"{cell.requests}{tries}{by_client}",
+        str(cell.ended(Outcome.SERVED)),
+        str(refused),
+        f"{failed}{preempted}",
+    ]
 
 
 def text(meta: Meta, summary: Summary) -> str:
@@ -80,7 +88,19 @@ def text(meta: Meta, summary: Summary) -> str:
         f"the generator used {meta.cpu:.0%} of a core"
     )
     warnings = [f"! {note}" for note in notes(meta, summary)]
-    return "\n".join([words.text_table((*_HEAD, *shown), rows), lag, *warnings])
+    return "\n".join([words.text_table((*_HEAD, *shown), rows), lag, *_remarks(meta, summary), *warnings])
+
+
+def _remarks(meta: Meta, summary: Summary) -> list[str]:
+    """The intended deviations: requests outside the measured time, and cancelled ones."""
+    found = []
+    if meta.warm_up_s or meta.cool_down_s:
+        ends = meta.duration_s - meta.cool_down_s
+        found.append(f"Measured: requests that were due from {meta.warm_up_s:g} to {ends:g} s.")
+    totals = [cell for cell in summary.cells if cell.phase == WHOLE and cell.tenant != EVERYONE]
+    if cancelled := sum(cell.ended(Outcome.CANCELLED) for cell in totals):
+        found.append(f"{cancelled} requests were cancelled by their clients, as the scenario says.")
+    return found
 
 
 def html(run: Run, summary: Summary) -> str:
@@ -93,6 +113,7 @@ def html(run: Run, summary: Summary) -> str:
         f'<p class="soft">{escape(_subtitle(meta))}</p>',
         *map(warning, notes(meta, summary)),
         "<h2>In numbers</h2>",
+        *(f'<p class="soft note">{escape(remark)}</p>' for remark in _remarks(meta, summary)),
         _numbers(summary),
         "<h2>Time to first token, by tenant</h2>",
         plots(_latencies(run, windows, frame), pairs=True),
@@ -106,9 +127,16 @@ def html(run: Run, summary: Summary) -> str:
 
 
 def _frame(meta: Meta) -> Frame:
-    bands = tuple(Band(phase.name, phase.from_s, phase.to_s) for phase in meta.phases)
+    bands = tuple(Band(phase.name, phase.from_s, phase.to_s) for phase in meta.phases) + unmeasured(meta)
     marks = tuple(Mark(fault.what, fault.at_s) for fault in meta.faults)
     return Frame(max(meta.ended_s, 1.0) if meta.is_interrupted else meta.duration_s, bands, marks)
+
+
+def unmeasured(meta: Meta) -> tuple[Band, ...]:
+    """The warm-up and the cool-down, whose requests are drawn but do not count."""
+    ends = meta.duration_s - meta.cool_down_s
+    spans = (Band("warm-up", 0.0, meta.warm_up_s), Band("cool-down", ends, meta.duration_s))
+    return tuple(band for band in spans if band.to_s > band.from_s)
 
 
 def _subtitle(meta: Meta) -> str:

@@ -41,6 +41,18 @@ class Tokenizer:
 
 
 @dataclass(frozen=True, slots=True)
+class Wording:
+    """How texts of exact lengths are made. `wording` finds it before a run."""
+
+    tokens_per_byte: float
+    """For text of random letters, if there are no words."""
+    words: tuple[str, ...] = ()
+    """Words that are one token each, also beside each other."""
+    overhead: int = 0
+    """Tokens that the engine adds to each prompt, such as those of its chat template."""
+
+
+@dataclass(frozen=True, slots=True)
 class Fixed:
     """Always the same length."""
 
@@ -108,6 +120,15 @@ class Bursty:
     rate: float
     """Requests per second, not batches."""
     burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gamma:
+    """Gaps with a gamma distribution: Poisson for ``cv`` 1, clustered above, more even below."""
+
+    rate: float
+    cv: float
+    """The coefficient of variation of the gaps: their standard deviation divided by their mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +200,7 @@ class Replay:
     """The requests of the tenant's trace at their own times."""
 
 
-Process = Constant | Poisson | Bursty | Ramp | OnOff | Closed | Replay
+Process = Constant | Poisson | Bursty | Gamma | Ramp | OnOff | Closed | Replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +226,54 @@ class Retries:
     """The wait without Retry-After. It doubles each time up to ``LONGEST_WAIT_S``, with jitter."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Requests that the client ends itself, as a user who presses "stop" does."""
+
+    share: float
+    """The share of the tenant's requests, 0 to 1."""
+    after_s: float | None = None
+    """The time from the sending of an attempt to its cancellation ..."""
+    after_tokens: int | None = None
+    """... or the number of received tokens. Exactly one of the two is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exponential:
+    """Pauses with an exponential distribution."""
+
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Pauses with a uniform distribution over a range."""
+
+    least: float
+    most: float
+
+
+Pauses = float | Exponential | Between
+"""Pauses in seconds: always the same, or drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Requests in conversations. Each turn sends the earlier turns with the received answers.
+
+    The tenant's arrivals are the starts of conversations; its rate counts conversations.
+    """
+
+    turns: Lengths
+    """The number of turns of a conversation."""
+    think_s: Pauses
+    """The pause between the end of an answer and the next turn."""
+    later_input: Lengths | None = None
+    """New tokens of each turn after the first; ``None`` is the tenant's ``input``."""
+    later_output: Lengths | None = None
+    """Answers of the turns after the first; ``None`` is the tenant's ``output``."""
+
+
 LONGEST_WAIT_S = 8.0
 """The longest wait of the SDKs of OpenAI and Anthropic, s."""
 
@@ -227,6 +296,8 @@ class Tenant:
     """For the report only."""
     starts_s: float = 0.0
     ends_s: float | None = None
+    cancel: Cancel | None = None
+    conversation: Conversation | None = None
     trace: Trace | None = None
     """The requests in order, instead of ``input`` and ``output``. The first one follows the last one."""
 
@@ -277,6 +348,8 @@ class Scenario:
     """Assumed tokens per byte of text."""
     tokenizer: Tokenizer | None = None
     """What counts the tokens of texts before the run; ``None`` assumes ``tokens_per_byte``."""
+    wording: Wording | None = None
+    """Set before the run, if there is a tokenizer."""
     stream: bool = True
     timeout_s: float = 120.0
     """The time limit of an attempt."""
@@ -286,6 +359,14 @@ class Scenario:
     """The distribution over the URLs: ``round_robin``, ``random``, or weights in their order."""
     phases: tuple[Phase, ...] = ()
     faults: tuple[Fault, ...] = ()
+    warm_up_s: float = 0.0
+    """Requests that are due in this time from the start are not measured."""
+    cool_down_s: float = 0.0
+    """Requests that are due in this time before the end of the arrivals are not measured."""
+
+    def is_measured(self, at_s: float) -> bool:
+        """Whether a request that is due at this time counts."""
+        return self.warm_up_s <= at_s < self.duration_s - self.cool_down_s
 
     def phase_at(self, at_s: float) -> Phase | None:
         """The phase at a time; ``None`` between phases."""
@@ -308,6 +389,16 @@ class Scenario:
             yield phase.to_s
 
 
+def unmeasured(duration_s: float, warm_up_s: float, cool_down_s: float) -> str | None:
+    """The problem, if warm-up and cool-down leave no time to measure."""
+    if warm_up_s + cool_down_s < duration_s:
+        return None
+    return (
+        f"has {duration_s:g} s, of which a warm-up of {warm_up_s:g} s and a cool-down of {cool_down_s:g} s "
+        "leave nothing to measure"
+    )
+
+
 def faster(scenario: Scenario, factor: float) -> Scenario:
     """The same scenario with all rates and numbers of closed-loop workers multiplied."""
     return replace(scenario, tenants=tuple(_faster(tenant, factor) for tenant in scenario.tenants))
@@ -316,7 +407,7 @@ def faster(scenario: Scenario, factor: float) -> Scenario:
 def _faster(tenant: Tenant, factor: float) -> Tenant:
     process = tenant.process
     match process:
-        case Constant() | Poisson() | Bursty() | OnOff():
+        case Constant() | Poisson() | Bursty() | Gamma() | OnOff():
             process = replace(process, rate=process.rate * factor)
         case Ramp():
             process = replace(process, start=process.start * factor, end=process.end * factor)
@@ -335,7 +426,7 @@ def _denser(trace: Trace | None, factor: float) -> Trace | None:
 
 
 def lasting(scenario: Scenario, seconds: float) -> Scenario:
-    """The same scenario in ``seconds``. Phases, faults, ramps and pauses scale with it.
+    """The same scenario in ``seconds``. Phases, faults, ramps, pauses, warm-up and cool-down scale with it.
 
     Rates, lengths, timeouts and traces stay as they are.
     """
@@ -343,6 +434,8 @@ def lasting(scenario: Scenario, seconds: float) -> Scenario:
     return replace(
         scenario,
         duration_s=seconds,
+        warm_up_s=scenario.warm_up_s * by,
+        cool_down_s=scenario.cool_down_s * by,
         tenants=tuple(_stretched(tenant, by) for tenant in scenario.tenants),
         phases=tuple(replace(p, from_s=p.from_s * by, to_s=p.to_s * by) for p in scenario.phases),
         faults=tuple(replace(fault, at_s=fault.at_s * by) for fault in scenario.faults),

@@ -25,6 +25,14 @@ class Choice(msgspec.Struct):
     text: str | None = None
     delta: Delta | None = None
     finish_reason: str | None = None
+    message: Delta | None = None
+    """The content of a whole chat response."""
+
+    @property
+    def written(self) -> str:
+        """The text of the answer, without reasoning and tool calls."""
+        spoken = self.delta or self.message
+        return self.text or (spoken.content if spoken is not None else "") or ""
 
 
 class Usage(msgspec.Struct):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from loadgen import prompt_lengths
 from loadgen.records import Attempt, Meta, Outcome, Run
 from loadgen.statistics import (
     Estimate,
@@ -27,6 +28,7 @@ from loadgen.statistics import (
 EVERYONE = "all tenants"
 WHOLE = "whole run"
 _WINDOW_S = 1.0
+_IMPATIENT = (Outcome.TIMEOUT, Outcome.CANCELLED)
 
 
 class Percentiles(msgspec.Struct, frozen=True):
@@ -83,6 +85,8 @@ class Summary(msgspec.Struct, frozen=True):
     fairness: float
     """Jain's index over the tenants' tokens."""
     cells: list[Cell]
+    notes: list[str] = []
+    """Findings about the requests, in sentences."""
 
     def cell(self, tenant: str, phase: str) -> Cell | None:
         """The cell of a tenant and phase."""
@@ -98,10 +102,11 @@ class Span(msgspec.Struct, frozen=True):
 
 
 def spans(meta: Meta) -> list[Span]:
-    """The whole run and the phases that it reached."""
-    until = min(meta.duration_s, max(meta.ended_s, _WINDOW_S))
-    reached = [Span(p.name, p.from_s, min(p.to_s, until)) for p in meta.phases if p.from_s < until]
-    return [Span(WHOLE, 0.0, until), *reached]
+    """The measured part of the run, and of the phases that it reached: without warm-up and cool-down."""
+    starts = meta.warm_up_s
+    until = min(meta.duration_s - meta.cool_down_s, max(meta.ended_s, starts + _WINDOW_S))
+    clipped = [Span(p.name, max(p.from_s, starts), min(p.to_s, until)) for p in meta.phases]
+    return [Span(WHOLE, starts, until), *(span for span in clipped if span.from_s < span.to_s)]
 
 
 def requests(attempts: Iterable[Attempt]) -> list[list[Attempt]]:
@@ -122,7 +127,7 @@ def first_token(last: Attempt, drain_s: float) -> tuple[float, bool] | None:
     waited = last.end_s - last.intended_s
     if last.outcome is Outcome.SERVED:
         return waited, False  # not streamed: the first token arrives with the last
-    gave_up = last.outcome is Outcome.TIMEOUT or (last.outcome is Outcome.CUT and waited >= drain_s > 0)
+    gave_up = last.outcome in _IMPATIENT or (last.outcome is Outcome.CUT and waited >= drain_s > 0)
     return (waited, True) if gave_up else None
 
 
@@ -145,9 +150,16 @@ def summarise(run: Run) -> Summary:
     by_tenant = {t.name: [a for a in run.attempts if a.tenant == t.name] for t in meta.tenants}
     groups = {**by_tenant, EVERYONE: run.attempts} if len(by_tenant) > 1 else by_tenant
     cells = [_cell(meta, name, span, attempts) for name, attempts in groups.items() for span in spans(meta)]
-    totals = [float(sum(attempt.tokens for attempt in attempts)) for attempts in by_tenant.values()]
+    totals = [float(sum(a.tokens for a in attempts if a.is_measured)) for attempts in by_tenant.values()]
     return Summary(
-        meta.label, meta.name, meta.seed, meta.complaints, meta.is_interrupted, jain(totals), cells
+        meta.label,
+        meta.name,
+        meta.seed,
+        meta.complaints,
+        meta.is_interrupted,
+        jain(totals),
+        cells,
+        prompt_lengths.findings(run),
     )
 
 

@@ -11,7 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable
 
 from loadgen import prompts
-from loadgen.prompts import Wording
+from loadgen.scenario import Wording
 
 Count = Callable[[str], Awaitable[int]]
 """The tokens of a prompt with this text, as the engine counts them. Several calls may run at once."""

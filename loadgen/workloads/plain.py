@@ -12,11 +12,10 @@ from pathlib import Path
 
 import msgspec
 
+from loadgen.length_fields import LONGEST_TOKENS
 from loadgen.workloads.jsonlines import decoded
 from loadgen.workloads.rows import Row, broken
 
-LONGEST_TOKENS = 1 << 20
-"""Longer prompts are treated as typing errors."""
 _FIX = 'write lines such as {"at": 0.5, "input": 100, "output": 20}'
 
 
