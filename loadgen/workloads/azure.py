@@ -10,9 +10,15 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from loadgen.workloads.rows import Row, Table, broken
+from loadgen.workloads.rows import Row, Table, broken, lines
 
 COLUMNS = {"time": "TIMESTAMP", "input": "ContextTokens", "output": "GeneratedTokens"}
+
+
+def is_trace(path: Path) -> bool:
+    """Whether the first line of a file names the columns of these traces. Raises ``ScenarioError``."""
+    heads = {head.strip() for head in next(lines(path), "").split(",")}
+    return heads.issuperset(COLUMNS.values())
 
 
 def read(path: Path) -> Iterator[Row]:
