@@ -68,6 +68,16 @@ class Bench:
             at_least("... against plain aiohttp", 5, own / rows["aiohttp"].per_core, " x"),
         ]
 
+    def features(self) -> None:
+        """The cost of usage records, quotas, groups, a limited key and a model scope together."""
+        both = (peers.tokenpool, peers.tokenpool_with_features)
+        rows = relay.unary(FOLDER, self.rounds, self.seconds, both)
+        self.raw["features"] = {name: asdict(row) for name, row in rows.items()}
+        for name, row in rows.items():
+            print(f"  {name:12} {row.per_core:8,.0f} requests/s per core")
+        ratio = rows["all features"].per_core / rows["tokenpool"].per_core
+        self.goals.append(at_least("unary with all features, against none", 0.95, ratio, " x"))
+
     def streaming(self) -> None:
         """CPU per streamed event."""
         costs = relay.streaming(FOLDER, self.rounds, self.seconds)
@@ -198,6 +208,7 @@ class Bench:
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {
     "unary": Bench.unary,
+    "features": Bench.features,
     "streaming": Bench.streaming,
     "latency": Bench.latency,
     "handover": Bench.handover,

@@ -6,6 +6,7 @@ documentation recommends for streams.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 import time
@@ -49,6 +50,23 @@ def pool_file(entitlements: int = ENTITLEMENTS) -> str:
 
 
 POOL = pool_file()
+_DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
+_KEY = f"{{sha256: {_DIGEST}, id: load-1, concurrency: 20000, quotas: [{{tokens: 900G, per: day}}]}}"
+POOL_WITH_FEATURES = (
+    POOL.replace("models: [bench]\n", "models: [bench]\n    usage_records: true\n")
+    .replace(
+        f"tier: elastic, api_keys: [{KEY}]",
+        "tier: elastic, group: team, models: [bench], flex: idle-1, quotas: [{tokens: 900G, per: month,"
+        f" timezone: Europe/Berlin}}, {{tokens: 900G, per: day}}], api_keys: [{_KEY}]",
+    )
+    .replace(
+        "entitlements:\n",
+        "groups:\n  - {name: firm, pool: bench, quotas: [{tokens: 900G, per: month}]}\n"
+        "  - {name: team, pool: bench, parent: firm, ceiling: {concurrency: 9000}}\nentitlements:\n",
+        1,
+    )
+)
+"""The load's entitlement is in a group, and has usage records, quotas, a limited key and a model scope."""
 
 _TYPES = "type.googleapis.com/envoy.extensions"
 
@@ -140,26 +158,37 @@ def aiohttp(upstream: int, folder: Path) -> AbstractContextManager[Proxy]:
     return _started("aiohttp", port, [sys.executable, script, str(port), str(upstream)], folder)
 
 
-@contextmanager
-def tokenpool(upstream: int, folder: Path) -> Iterator[Proxy]:
+def tokenpool(upstream: int, folder: Path) -> AbstractContextManager[Proxy]:
     """The sidecar with a thousand entitlements, admission, settlement, metrics and shared limits.
 
     Redis and the coordinator share the load's core, so a burst may wait for a lease until that core is free.
     """
+    return _sidecar("tokenpool", POOL, upstream, folder)
+
+
+def tokenpool_with_features(upstream: int, folder: Path) -> AbstractContextManager[Proxy]:
+    """The same with usage records, quotas, groups, a limited key and a model scope."""
+    return _sidecar("all features", POOL_WITH_FEATURES, upstream, folder)
+
+
+@contextmanager
+def _sidecar(name: str, pool: str, upstream: int, folder: Path) -> Iterator[Proxy]:
     port, admin = free_port(), free_port()
     store = RedisProcess(folder, core=LOAD_CORE)
-    command = [*sidecar_command(upstream, port, admin, folder), "--store", store.url]
+    command = [*sidecar_command(upstream, port, admin, folder, pool), "--store", store.url]
+    command += ["--usage-spool", str(folder / "spool")]
     ready = f"http://127.0.0.1:{admin}/readyz"
     sidecar = Process("sidecar", command, folder, probe=ready, core=PROXY_CORE)
     with store, coordinator(store.url, folder), sidecar:
         time.sleep(LEARN_S)
-        yield Proxy("tokenpool", port, sidecar)
+        yield Proxy(name, port, sidecar)
 
 
 def coordinator(url: str, folder: Path) -> Process:
     """A coordinator with the pool file that ``sidecar_command`` wrote."""
     command = [*module("coordinator"), "run", "--config", str(folder / "pool.yaml")]
     command += ["--store", url, "--listen", f"127.0.0.1:{free_port()}", "--log-level", "error"]
+    command += ["--usage-store", str(folder / "usage.db")]
     return Process("coordinator", command, folder, core=LOAD_CORE)
 
 

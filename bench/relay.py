@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -31,13 +32,15 @@ class UnaryRow:
     p99_s: float
 
 
-def unary(folder: Path, rounds: int, seconds: float) -> dict[str, UnaryRow]:
+def unary(
+    folder: Path, rounds: int, seconds: float, proxies: Sequence[peers.Starter] = peers.PEERS
+) -> dict[str, UnaryRow]:
     """Unary requests through each proxy in turn. Returns the median round of each."""
     seen: dict[str, list[UnaryRow]] = {}
     upstream, port = unary_upstream(folder)
     with upstream:
         for _ in range(rounds):
-            for start in peers.PEERS:
+            for start in proxies:
                 with start(port, folder) as proxy:
                     process = proxy.process
                     wrk(proxy.port, folder, connections=CONNECTIONS, seconds=1)

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.memory_store import MemoryStore
@@ -257,6 +257,7 @@ steps = st.lists(
 )
 
 
+@settings(max_examples=30)
 @given(steps)
 def test_two_never_differ_for_longer_than_a_second(
     script: list[tuple[int, set[int], set[int], int]],

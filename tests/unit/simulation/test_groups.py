@@ -27,7 +27,7 @@ def by_group(setup: Setup, figures: Figures) -> dict[str, float]:
 
 @pytest.mark.parametrize("seed", [1])
 def test_groups_share_a_contended_pool_by_weight_and_below_their_ceilings(seed: int) -> None:
-    setup = grouped(seed=seed, seconds=40)
+    setup = grouped(seed=seed, seconds=20)
     figures = simulate(setup)
 
     served = by_group(setup, figures)

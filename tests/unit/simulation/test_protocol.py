@@ -28,9 +28,9 @@ from simulation.world import simulate
 
 # All processes of one parallel run of pytest-xdist must collect the same tests, so they draw the same seeds.
 _drawn = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID"))
-FRESH = [_drawn.randrange(10**6) for _ in range(2)]
-"""Random seeds of this run; pytest prints the seed of a failed test as its parameter."""
-SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in (2, 3, *FRESH))]
+FRESH = _drawn.randrange(10**6)
+"""A random seed of this run; pytest prints the seed of a failed test as its parameter."""
+SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in (2, FRESH))]
 LIFETIME_S = 1.5
 
 
@@ -52,7 +52,7 @@ def test_with_all_faults_limits_hold_at_joined_sidecars(seed: int) -> None:
 
 
 @pytest.mark.parametrize("is_empty", [False, True])
-@pytest.mark.parametrize("seed", SEEDS[2:4])
+@pytest.mark.parametrize("seed", SEEDS[1:])
 def test_after_an_outage_of_the_lease_store_all_sidecars_join_within_two_lifetimes(
     seed: int, is_empty: bool
 ) -> None:
@@ -119,7 +119,7 @@ def earlier(setup: Setup) -> Setup:
     return replace(setup, cut_at=8.0, seconds=93.0)
 
 
-@pytest.mark.parametrize("seed", SEEDS[3:4])
+@pytest.mark.parametrize("seed", SEEDS[2:])
 def test_in_scarcity_service_converges_to_the_fair_share_across_sidecars(seed: int) -> None:
     # `make sim` checks the medians over 20 mixes. These bounds are wider, for a single mix.
     setup = earlier(scarcity(seed=seed))
@@ -127,12 +127,6 @@ def test_in_scarcity_service_converges_to_the_fair_share_across_sidecars(seed: i
     assert with_debt.first >= 0.95
     assert with_debt.later >= 0.98
     assert with_debt.deviation <= 0.15
-
-
-@pytest.mark.thorough
-def test_without_debt_service_stays_unfair_across_sidecars() -> None:
-    setup = earlier(scarcity(seed=1, debt_gain=0.0))
-    assert fairness_of(setup, simulate(setup)).deviation > 0.3
 
 
 @pytest.mark.parametrize("distance_ms", [0.0, 6.0, 12.0, 40.0])
@@ -149,14 +143,14 @@ def test_without_debt_service_stays_unfair_across_sidecars() -> None:
 def test_on_an_idle_pool_no_request_is_refused_and_waits_last_two_round_trips_at_most(
     tenants: int, sidecars: int, distance_ms: float
 ) -> None:
-    figures = simulate(distant(tenants, sidecars, distance_ms, seed=FRESH[0], seconds=7.0))
+    figures = simulate(distant(tenants, sidecars, distance_ms, seed=FRESH, seconds=7.0))
     assert figures.requests > 500
     assert sum(figures.sheds.values()) == 0
     # The lease store processes one message at a time, which adds up to 5 ms to two round trips.
     assert sorted(figures.waits)[int(len(figures.waits) * 0.99)] <= 2 * distance_ms / 1000 + 0.005
 
 
-@pytest.mark.parametrize("seed", SEEDS[3:4])
+@pytest.mark.parametrize("seed", SEEDS[2:])
 def test_a_distant_lease_store_keeps_limits_guarantees_and_utilisation_under_contention(seed: int) -> None:
     setup = mixed(8, 100, seed=seed, seconds=12)
     near, far = simulate(setup), simulate(replace(setup, distance_s=0.02))
@@ -170,7 +164,7 @@ def test_a_distant_lease_store_keeps_limits_guarantees_and_utilisation_under_con
 @pytest.mark.parametrize("sidecars", [1, 8])
 def test_a_distant_lease_store_shares_a_contended_pool_like_a_near_one(tenants: int, sidecars: int) -> None:
     near, far = (
-        simulate(contended(tenants, sidecars, distance_ms, seed=FRESH[0], seconds=14.0))
+        simulate(contended(tenants, sidecars, distance_ms, seed=FRESH, seconds=14.0))
         for distance_ms in (0.0, 40.0)
     )
     assert far.over_admitted < 1
@@ -180,7 +174,7 @@ def test_a_distant_lease_store_shares_a_contended_pool_like_a_near_one(tenants: 
     assert far.utilisation >= near.utilisation - 0.1
 
 
-@pytest.mark.parametrize("seed", SEEDS[1:4])
+@pytest.mark.parametrize("seed", SEEDS[1:])
 def test_admissions_before_their_report_stay_within_their_bound(seed: int) -> None:
     """Bursts that reach their ceilings, ample room in the pool, and a distant lease store."""
     figures = simulate(ample(seed=seed))
