@@ -32,7 +32,9 @@ from experiments.fixed_pool import pool_file, running
 from experiments.one_pool import why
 from experiments.processes import MODEL
 from experiments.queues import Shape
-from loadgen.client import Client
+from loadgen.client import Client, Recipient
+from loadgen.endpoints.dialect import bearer
+from loadgen.endpoints.openai import COMPLETIONS
 from loadgen.prompts import token_ids
 from loadgen.records import Attempt, Outcome
 from loadgen.scenario import Trace, Traced
@@ -149,8 +151,9 @@ async def replay(
     def now() -> float:
         return time.monotonic() - zero
 
+    to = Recipient(COMPLETIONS, {"Content-Type": "application/json", **bearer(f"{TENANT}-key")})
     async with (
-        Client(list(urls), "/v1/completions", TIMEOUT_S, now) as client,
+        Client(list(urls), TIMEOUT_S, now) as client,
         asyncio.TaskGroup() as group,
     ):
         for number, request in enumerate(replayed):
@@ -160,7 +163,7 @@ async def replay(
                 request.input_tokens, request.output_tokens, url=place(request),
             )  # fmt: skip
             attempts.append(attempt)
-            group.create_task(client.perform(attempt, body(request), f"{TENANT}-key"))
+            group.create_task(client.perform(attempt, body(request), to))
     return attempts
 
 

@@ -17,8 +17,10 @@ from loadgen.records import RunUnreadable
 from loadgen.scenario import Scenario, faster, lasting, unmeasured
 from runtime.build import add_version
 
+FAILED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
+MOST_PROCESSES = 256
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--label", default="", help="the run's name in comparisons (default: --out's name)")
     run.add_argument("--allow-faults", action="store_true", help="run the commands of the scenario's faults")
     run.add_argument("--skip-faults", action="store_true", help="run the scenario without its faults")
+    run.add_argument(
+        "--processes",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="send the same requests from N processes, for loads beyond one core (default: 1)",
+    )
     _add_changes(run)
     compare = commands.add_parser("compare", help="compare runs; those with one label form a group")
     compare.add_argument("folders", type=Path, nargs="+", metavar="DIR")
@@ -85,6 +94,12 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cool-down", type=_span, metavar="SECONDS", help="requests of this time before the end do not count"
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_PROCESSES:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to {MOST_PROCESSES}")
+    return int(text)
 
 
 def _factor(text: str) -> float:
@@ -130,12 +145,15 @@ def _run(arguments: argparse.Namespace) -> int:
     import uvloop  # noqa: PLC0415
 
     from loadgen import report  # noqa: PLC0415
+    from loadgen.preparing import prepare  # noqa: PLC0415
+    from loadgen.processes.parent import ProcessFailed, perform  # noqa: PLC0415
     from loadgen.records import REPORT, SUMMARY, load, save  # noqa: PLC0415
-    from loadgen.run import Order, perform  # noqa: PLC0415
+    from loadgen.run import Order  # noqa: PLC0415
     from loadgen.summary import summarise  # noqa: PLC0415
 
     scenario = _scenario(arguments)
     _check_order(scenario, arguments)
+    scenario, notes = uvloop.run(prepare(scenario, arguments.url[0]))
     arguments.out.mkdir(parents=True, exist_ok=True)
     order = Order(
         scenario,
@@ -145,8 +163,13 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.state,
         arguments.allow_faults,
         ["loadgen", *sys.argv[1:]],
+        notes,
     )
-    meta = uvloop.run(perform(order))
+    try:
+        meta = uvloop.run(perform(order, arguments.processes))
+    except ProcessFailed as error:
+        print(f"loadgen: {error}", file=sys.stderr)
+        return FAILED
     run = load(arguments.out)
     summary = summarise(run)
     save(arguments.out / SUMMARY, summary)

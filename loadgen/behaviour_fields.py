@@ -95,5 +95,5 @@ def check(item: Field, tenant: Tenant, form: PromptForm, *, is_streamed: bool) -
     if form is PromptForm.IDS:
         item.fail(
             "has conversations, whose turns carry answers as text; but prompts are token ids",
-            "write 'route: chat', or 'prompt: text'",
+            "write 'endpoint: chat', or 'prompt: text'",
         )

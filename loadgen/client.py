@@ -7,31 +7,63 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 
 import aiohttp
 
 from loadgen import sse
+from loadgen.endpoints.dialect import Dialect, Event
+from loadgen.endpoints.table import DIALECTS
 from loadgen.records import Attempt, Outcome
-from loadgen.scenario import Cancel
+from loadgen.scenario import Cancel, Tenant
 from loadgen.statistics import gap_histogram, percentile
 
 MOST_ERROR_BYTES = 1 << 16
 _JSON = "application/json"
-_BY_STATUS = {429: Outcome.SHED, 503: Outcome.UNAVAILABLE}
+_BY_STATUS = {429: Outcome.SHED, 503: Outcome.UNAVAILABLE, 529: Outcome.UNAVAILABLE}
+"""529 is Anthropic's status of an overloaded server."""
 _UNTIMED = aiohttp.ClientTimeout(total=None)
 
 
-class Client:
-    """The connections of a run: one for each request in flight."""
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """The endpoint of a tenant's requests, and their headers."""
 
-    def __init__(self, urls: list[str], path: str, timeout_s: float, clock: Callable[[], float]) -> None:
-        self._urls = [url.rstrip("/").removesuffix("/v1") + path for url in urls]
+    dialect: Dialect
+    headers: Mapping[str, str]
+
+
+def recipient(tenant: Tenant) -> Recipient:
+    """The endpoint and the headers of a tenant. The tenant's own headers come last, so that they count."""
+    dialect = DIALECTS[tenant.endpoint]
+    headers = {"Content-Type": _JSON, **dialect.headers(tenant.key)}
+    headers |= {header.name: header.value for header in tenant.headers}
+    return Recipient(dialect, {name.lower(): value for name, value in headers.items()})
+
+
+class Client:
+    """The connections of a run: one for each request in flight.
+
+    ``tls`` is for ``https`` URLs; ``None`` verifies certificates with the system's authorities.
+    """
+
+    def __init__(
+        self,
+        urls: list[str],
+        timeout_s: float,
+        clock: Callable[[], float],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
         self._timeout_s = timeout_s
         self._clock = clock
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=60, ssl=tls if tls is not None else True
+            ),
             timeout=_UNTIMED,
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=1 << 20,
@@ -49,7 +81,7 @@ class Client:
         self,
         attempt: Attempt,
         body: bytes,
-        key: str | None,
+        to: Recipient,
         *,
         cancel: Cancel | None = None,
         keeps_answer: bool = False,
@@ -58,14 +90,14 @@ class Client:
 
         ``cancel`` ends it as a client does. Returns the received text if ``keeps_answer``, or else nothing.
         """
-        stream = _Stream(attempt, self._clock, keeps_answer=keeps_answer)
+        stream = _Stream(attempt, to.dialect, self._clock, keeps_answer=keeps_answer)
         if cancel is not None:
             stream.most_tokens = cancel.after_tokens
         patience = cancel.after_s if cancel is not None and cancel.after_s is not None else math.inf
         attempt.sent_s = self._clock()
         try:
             async with asyncio.timeout(min(self._timeout_s, patience)):
-                await self._exchange(attempt, stream, body, key)
+                await self._exchange(attempt, stream, body, to)
         except TimeoutError:
             if patience < self._timeout_s:
                 attempt.outcome, attempt.reason = Outcome.CANCELLED, ""
@@ -78,19 +110,16 @@ class Client:
             stream.close()
         return stream.answer
 
-    async def _exchange(self, attempt: Attempt, stream: _Stream, body: bytes, key: str | None) -> None:
-        headers = {"Content-Type": _JSON}
-        if key is not None:
-            headers["Authorization"] = f"Bearer {key}"
-        url = self._urls[attempt.url]
-        async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+    async def _exchange(self, attempt: Attempt, stream: _Stream, body: bytes, to: Recipient) -> None:
+        url = self._urls[attempt.url] + to.dialect.path
+        async with self._session.post(url, data=body, headers=to.headers, allow_redirects=False) as response:
             attempt.status = response.status
             if response.status != 200:
                 await _refused(attempt, response)
             elif response.content_type == "text/event-stream":
                 await _streamed(attempt, stream, response)
             else:
-                _whole(attempt, stream, await response.read())
+                _whole(attempt, to.dialect, stream, await response.read())
 
 
 async def _refused(attempt: Attempt, response: aiohttp.ClientResponse) -> None:
@@ -113,11 +142,12 @@ async def _streamed(attempt: Attempt, stream: _Stream, response: aiohttp.ClientR
     attempt.outcome, attempt.reason = stream.ending("stream ended early")
 
 
-def _whole(attempt: Attempt, stream: _Stream, content: bytes) -> None:
+def _whole(attempt: Attempt, dialect: Dialect, stream: _Stream, content: bytes) -> None:
     """A response that is not streamed: its first token arrives with its last."""
-    event = sse.decoded(content)
-    if event is None or not event.choices:
-        attempt.outcome, attempt.reason = Outcome.ERROR, "no completion"
+    event = dialect.whole(content)
+    if event is None or event.error is not None:
+        reason = event.error.name if event is not None and event.error is not None else "no completion"
+        attempt.outcome, attempt.reason = Outcome.ERROR, reason
         return
     attempt.outcome = Outcome.SERVED
     stream.keep(event)
@@ -127,7 +157,8 @@ def _whole(attempt: Attempt, stream: _Stream, content: bytes) -> None:
 def _count(attempt: Attempt, usage: sse.Usage | None) -> None:
     if usage is not None:
         attempt.prompt_tokens = usage.prompt_tokens
-        attempt.tokens = usage.completion_tokens or 0
+        if usage.completion_tokens is not None:
+            attempt.tokens = usage.completion_tokens
 
 
 class _Stream:
@@ -137,6 +168,7 @@ class _Stream:
         "_answer",
         "_attempt",
         "_clock",
+        "_decode",
         "_events",
         "_gaps",
         "_last_s",
@@ -147,11 +179,19 @@ class _Stream:
         "most_tokens",
     )
 
-    def __init__(self, attempt: Attempt, clock: Callable[[], float], *, keeps_answer: bool = False) -> None:
+    def __init__(
+        self,
+        attempt: Attempt,
+        dialect: Dialect,
+        clock: Callable[[], float],
+        *,
+        keeps_answer: bool = False,
+    ) -> None:
         self._answer: list[str] | None = [] if keeps_answer else None
         self.most_tokens: int | None = None
         """The number of tokens after which the client ends the request."""
         self._attempt = attempt
+        self._decode = dialect.event
         self._clock = clock
         self._reader = sse.Reader()
         self._events = 0
@@ -168,10 +208,10 @@ class _Stream:
         for data in self._reader.feed(chunk):
             if data == sse.DONE:
                 self.is_finished = True
-            elif (event := sse.decoded(data)) is not None:
+            elif (event := self._decode(data)) is not None:
                 self._take(event, now)
 
-    def _take(self, event: sse.Event, now: float) -> None:
+    def _take(self, event: Event, now: float) -> None:
         if event.is_token:
             if self._events:
                 self._gaps.append(now - self._last_s)
@@ -181,7 +221,7 @@ class _Stream:
             self._last_s = now
             self.keep(event)
         if event.usage is not None:
-            self._usage = event.usage
+            self._usage = event.usage.after(self._usage)
         if event.error is not None:
             self.failure = event.error
         if event.is_finish:
@@ -197,10 +237,10 @@ class _Stream:
         """The received text; empty if it is not kept."""
         return "".join(self._answer or ())
 
-    def keep(self, event: sse.Event) -> None:
+    def keep(self, event: Event) -> None:
         """Keep the text of an event, or of a whole response, for the next turn of a conversation."""
-        if self._answer is not None and event.choices:
-            self._answer.append(event.choices[0].written)
+        if self._answer is not None:
+            self._answer.append(event.text)
 
     def ending(self, broken: str) -> tuple[Outcome, str]:
         """The outcome of an ended stream. ``broken`` is the reason if the server sent none."""

@@ -14,7 +14,7 @@ from loadgen import prompts
 from loadgen.arrivals import Request, stream
 from loadgen.lengths import draw
 from loadgen.records import Attempt, Outcome
-from loadgen.scenario import Between, Conversation, Exponential, Message, Pauses, Scenario, Tenant
+from loadgen.scenario import Between, Conversation, Exponential, Pauses, Scenario, Tenant
 
 _ANSWERED = (Outcome.SERVED, Outcome.CANCELLED)
 """Endings after which a conversation continues. After a refusal or a failure it ends."""
@@ -66,7 +66,7 @@ class Talk:
     def __init__(self, scenario: Scenario, tenant: Tenant) -> None:
         self._scenario = scenario
         self._tenant = tenant
-        self._messages: list[Message] = []
+        self._messages: list[tuple[str, str]] = []
         self._carried_tokens = 0
         self._asked = ""
 
@@ -76,7 +76,7 @@ class Talk:
         own = f"turn {turn.number}" if turn.number > 1 else ""
         self._asked = prompts.content(scenario, tenant, turn.request, scenario.seed, own)
         request = replace(turn.request, input_tokens=self._carried_tokens + turn.request.input_tokens)
-        messages = [*self._messages, Message("user", self._asked)]
+        messages = [*self._messages, ("user", self._asked)]
         return request, prompts.body_of_messages(scenario, tenant, request, messages)
 
     def hear(self, last: Attempt, answer: str) -> bool:
@@ -88,6 +88,6 @@ class Talk:
         if last.outcome not in _ANSWERED:
             return False
         if answer:
-            self._messages += [Message("user", self._asked), Message("assistant", answer)]
+            self._messages += [("user", self._asked), ("assistant", answer)]
             self._carried_tokens = (last.prompt_tokens or last.input_tokens) + last.tokens
         return True

@@ -5,16 +5,16 @@ from __future__ import annotations
 from loadgen import words
 from loadgen.arrivals import expected_requests, most_workers
 from loadgen.lengths import mean
-from loadgen.scenario import Closed, Conversation, Replay, Scenario, Tenant
+from loadgen.prompts import form
+from loadgen.scenario import Closed, Conversation, PromptForm, Replay, Scenario, Tenant
 from loadgen.workloads.prefix_hits import best_share
 
 
 def explain(scenario: Scenario) -> str:
     """Several lines for a terminal."""
     lines = [
-        f"{scenario.name}: {scenario.duration_s:g} s, seed {scenario.seed}, model {scenario.model} by "
-        f"{scenario.route.path}, {'streamed' if scenario.stream else 'not streamed'}, "
-        f"prompts as {'token ids' if scenario.prompt == 'ids' else 'text'}",
+        f"{scenario.name}: {scenario.duration_s:g} s, seed {scenario.seed}, model {scenario.model}, "
+        f"{'streamed' if scenario.stream else 'not streamed'}",
         "",
         words.text_table(_HEAD, [_row(scenario, tenant) for tenant in scenario.tenants]),
     ]
@@ -27,7 +27,17 @@ def explain(scenario: Scenario) -> str:
     return "\n".join(lines)
 
 
-_HEAD = ("tenant", "arrivals", "requests", "input", "output", "tokens/s offered", "retries")
+_HEAD = (
+    "tenant",
+    "endpoint",
+    "prompts",
+    "arrivals",
+    "requests",
+    "input",
+    "output",
+    "tokens/s offered",
+    "retries",
+)
 
 
 def _row(scenario: Scenario, tenant: Tenant) -> list[str]:
@@ -37,6 +47,8 @@ def _row(scenario: Scenario, tenant: Tenant) -> list[str]:
     offered = asked * (inputs + outputs) / (ends - starts) if asked is not None and ends > starts else None
     return [
         tenant.name,
+        _endpoint(tenant),
+        "token ids" if form(scenario.prompt, tenant) is PromptForm.IDS else "text",
         _arrivals(scenario, tenant),
         words.NOTHING if asked is None else f"about {asked:.0f}",
         f"{inputs:.0f}",
@@ -44,6 +56,12 @@ def _row(scenario: Scenario, tenant: Tenant) -> list[str]:
         words.NOTHING if offered is None else words.amount(offered),
         _retries(tenant),
     ]
+
+
+def _endpoint(tenant: Tenant) -> str:
+    own = [tenant.model] if tenant.model is not None else []
+    own += [name for name, _ in tenant.extra_body]
+    return f"{tenant.endpoint} ({', '.join(own)})" if own else str(tenant.endpoint)
 
 
 def _arrivals(scenario: Scenario, tenant: Tenant) -> str:

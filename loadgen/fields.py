@@ -78,6 +78,10 @@ class Field:
         """The items of a list."""
         return [Field(node) for node in self._node.items()]
 
+    def value(self) -> object:
+        """Any value, in the types of JSON."""
+        return self._node.value()
+
     def text(self) -> str:
         """A text that is not empty."""
         return _sure(self._node.text())

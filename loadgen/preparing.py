@@ -6,12 +6,15 @@ Nothing here runs while requests are sent.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
 from loadgen import arrivals, prompts, wording
+from loadgen.endpoints.dialect import Message
+from loadgen.endpoints.table import DIALECTS
 from loadgen.fields import ScenarioError
-from loadgen.scenario import Message, Route, Scenario, Tenant, Traced
+from loadgen.scenario import Scenario, Tenant, Traced, Wording
 from loadgen.tokenizing import Counter, counting
 from loadgen.workloads.selection import left_out
 
@@ -22,35 +25,58 @@ _SAMPLE = 8
 async def prepare(scenario: Scenario, url: str) -> tuple[Scenario, list[str]]:
     """The scenario with exact lengths, and sentences for the report. Raises ``ScenarioError``."""
     if scenario.tokenizer is None:
-        return scenario, trace_notes(scenario)
+        return scenario, _trace_notes(scenario)
     async with counting(scenario, url) as counter:
         return await prepared(scenario, counter)
 
 
 async def prepared(scenario: Scenario, counter: Counter) -> tuple[Scenario, list[str]]:
     """The same with a counter."""
-    route = scenario.route
+    learned: dict[tuple[bool, str | None], Wording] = {}
+    tenants = []
+    for tenant in scenario.tenants:
+        counts = _Prompts(scenario, tenant, counter)
+        kind = counts.is_chat, tenant.model
+        if kind not in learned:
+            learned[kind] = await wording.learn(counts.text, scenario.seed)
+        tenants.append(replace(await _counted(tenant, counts), wording=learned[kind]))
+    scenario = replace(scenario, tenants=tuple(tenants))
+    return scenario, [*_trace_notes(scenario), *await _checked(scenario, counter)]
 
-    async def count(text: str) -> int:
-        return await counter.prompt(prompts.prompt_of_messages(route, [Message("user", text)]))
 
-    tenants = [await _counted(tenant, route, counter) for tenant in scenario.tenants]
-    learned = await wording.learn(count, scenario.seed)
-    scenario = replace(scenario, tenants=tuple(tenants), wording=learned)
-    return scenario, [*trace_notes(scenario), *await _checked(scenario, counter)]
+class _Prompts:
+    """Counts prompts of a tenant, in the form in which its endpoint reads them."""
+
+    def __init__(self, scenario: Scenario, tenant: Tenant, counter: Counter) -> None:
+        dialect = DIALECTS[tenant.endpoint]
+        self.is_chat = dialect.generates and not dialect.accepts_ids
+        self.counter = counter
+        self._model = tenant.model or scenario.model
+
+    async def text(self, text: str) -> int:
+        """The tokens of a prompt with this text."""
+        return await self.messages([("user", text)])
+
+    async def messages(self, said: Sequence[Message]) -> int:
+        """The tokens of messages. Elsewhere than in chats, they are one text, or a batch of one."""
+        if self.is_chat:
+            chat = [{"role": role, "content": content} for role, content in said]
+            return await self.counter.prompt({"model": self._model, "messages": chat})
+        text = "".join(str(content) for _, content in said)
+        return await self.counter.prompt({"model": self._model, "prompt": text})
 
 
-def trace_notes(scenario: Scenario) -> list[str]:
+def _trace_notes(scenario: Scenario) -> list[str]:
     """What the traces of a scenario leave out and change."""
     return [note for tenant in scenario.tenants if tenant.trace is not None for note in tenant.trace.notes]
 
 
-async def _counted(tenant: Tenant, route: Route, counter: Counter) -> Tenant:
+async def _counted(tenant: Tenant, counts: _Prompts) -> Tenant:
     """The tenant with exact lengths for the texts of its trace."""
     trace = tenant.trace
     if trace is None or not any(traced.messages for traced in trace.requests):
         return tenant
-    exact = await asyncio.gather(*(_exact(traced, route, counter) for traced in trace.requests))
+    exact = await asyncio.gather(*(_exact(traced, counts) for traced in trace.requests))
     most = trace.most_input
     kept = tuple(traced for traced in exact if most is None or traced.input_tokens <= most)
     notes = trace.notes
@@ -63,31 +89,37 @@ async def _counted(tenant: Tenant, route: Route, counter: Counter) -> Tenant:
     return replace(tenant, trace=replace(trace, requests=kept, notes=notes))
 
 
-async def _exact(traced: Traced, route: Route, counter: Counter) -> Traced:
+async def _exact(traced: Traced, counts: _Prompts) -> Traced:
     inputs, outputs = await asyncio.gather(
-        counter.prompt(prompts.prompt_of_messages(route, traced.messages)), counter.text(traced.answer)
+        counts.messages(traced.messages), counts.counter.text(traced.answer)
     )
     return replace(traced, input_tokens=inputs, output_tokens=max(outputs, 1))
 
 
-async def _checked(scenario: Scenario, counter: Counter) -> tuple[str, ...]:
-    """A sentence about the first prompts of each tenant whose lengths are not exact."""
-    asked = [(t, r) for t in scenario.tenants for r in islice(arrivals.requests(t, scenario.seed), _SAMPLE)]
+async def _checked(scenario: Scenario, counter: Counter) -> list[str]:
+    """A sentence, if the first prompts of the tenants do not have their lengths.
+
+    Batches are not counted: how an engine joins or counts their inputs depends on the endpoint.
+    """
+    asked = [
+        (tenant, request)
+        for tenant in scenario.tenants
+        if DIALECTS[tenant.endpoint].generates
+        for request in islice(arrivals.requests(tenant, scenario.seed), _SAMPLE)
+    ]
     counts = await asyncio.gather(
         *(
-            counter.prompt(prompts.prompt(scenario, tenant, request, scenario.seed))
+            _Prompts(scenario, tenant, counter).messages(
+                prompts.messages(scenario, tenant, request, scenario.seed)
+            )
             for tenant, request in asked
         )
     )
-    wrong = [
-        count - request.input_tokens
-        for (_, request), count in zip(asked, counts, strict=True)
-        if count != request.input_tokens
-    ]
+    pairs = zip(counts, asked, strict=True)
+    wrong = [count - request.input_tokens for count, (_, request) in pairs if count != request.input_tokens]
     if not wrong:
-        return ()
-    worst = max(wrong, key=abs)
-    return (
+        return []
+    return [
         f"Before the run, {len(wrong)} of {len(asked)} counted prompts differed from their length, "
-        f"by up to {worst:+d} tokens.",
-    )
+        f"by up to {max(wrong, key=abs):+d} tokens."
+    ]

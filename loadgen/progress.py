@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from loadgen.records import Outcome
 
@@ -31,6 +31,20 @@ def line(at_s: float, duration_s: float, in_flight: int, ended: Counter[Outcome]
     state = "waiting for the last responses" if at_s >= duration_s else f"of {duration_s:.0f} s"
     bar = "#" * full + "." * (_BAR - full)
     return f"[{bar}] {at_s:.0f} {state}  {in_flight} in flight, {', '.join(counts)}"[:width]
+
+
+class Display(Protocol):
+    """Shows the progress of a run."""
+
+    @property
+    def interval_s(self) -> float:
+        """The time between two calls of `show`."""
+
+    def show(self, at_s: float, duration_s: float, in_flight: int, ended: Counter[Outcome]) -> None:
+        """Show the progress."""
+
+    def clear(self) -> None:
+        """Make room for the next output."""
 
 
 class Progress:

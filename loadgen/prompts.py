@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
 
 from loadgen.arrivals import Request, stream
-from loadgen.scenario import Message, PromptForm, Route, Scenario, Tenant, Trace, Traced, Wording
+from loadgen.endpoints.dialect import Ask, Message, Piece
+from loadgen.endpoints.table import DIALECTS
+from loadgen.scenario import PromptForm, Scenario, Tenant, Trace, Traced, Wording
 
 FIRST_ID = 10
 """The lowest token id of 256, all below 400. Lower ids are special in most vocabularies."""
@@ -49,57 +52,56 @@ def worded(tokens: int, words: Sequence[str], *names: str, seed: int) -> list[st
     return [words[byte % len(words)] for byte in stream(seed, *names).randbytes(tokens)]
 
 
+def form(prompt: PromptForm, tenant: Tenant) -> PromptForm:
+    """The form of a tenant's prompts: the scenario's, or text if its endpoint does not accept token ids."""
+    return prompt if DIALECTS[tenant.endpoint].accepts_ids else PromptForm.TEXT
+
+
 def body(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = "") -> bytes:
     """The body of a request."""
-    return _encode({**_fields(scenario, tenant, request), **prompt(scenario, tenant, request, seed, worker)})
+    return body_of_messages(scenario, tenant, request, messages(scenario, tenant, request, seed, worker))
 
 
-def body_of_messages(
-    scenario: Scenario, tenant: Tenant, request: Request, messages: Sequence[Message]
-) -> bytes:
-    """The body of a request with these messages; for completions they are one text."""
-    return _encode({**_fields(scenario, tenant, request), **prompt_of_messages(scenario.route, messages)})
-
-
-def _fields(scenario: Scenario, tenant: Tenant, request: Request) -> dict[str, object]:
-    fields: dict[str, object] = {
-        "model": scenario.model,
-        "max_tokens": request.output_tokens,
-        "ignore_eos": True,  # so that the scenario sets the length of the response, not the model
-        "temperature": 0,
-        "stream": scenario.stream,
-    }
-    if scenario.stream:
-        fields["stream_options"] = {"include_usage": True}
-    if tenant.priority is not None:
-        fields["priority"] = tenant.priority
-    return fields
-
-
-def prompt(
+def messages(
     scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = ""
-) -> dict[str, object]:
-    """The field ``prompt`` or ``messages`` of a request."""
+) -> Sequence[Message]:
+    """The messages of a request: those of a recorded conversation, or its prompt."""
     if request.traced is not None and request.traced.messages:
-        return prompt_of_messages(scenario.route, request.traced.messages)
-    if scenario.prompt is PromptForm.IDS:
-        parts = _parts(tenant, request, worker)
-        ids = [id_ for part in parts for id_ in token_ids(part.of, *part.names, seed=seed)[: part.tokens]]
-        return {"prompt": msgspec.Raw(b"[" + b",".join(ids) + b"]")}
-    said = content(scenario, tenant, request, seed, worker)
-    return prompt_of_messages(scenario.route, [Message("user", said)])
+        return request.traced.messages
+    return [("user", piece) for piece in _pieces(scenario, tenant, request, seed, worker)]
 
 
-def prompt_of_messages(route: Route, messages: Sequence[Message]) -> dict[str, object]:
-    """The same field for messages. For completions they are one text."""
-    if route is Route.CHAT:
-        return {"messages": [{"role": each.role, "content": each.content} for each in messages]}
-    return {"prompt": "".join(each.content for each in messages)}
+def body_of_messages(scenario: Scenario, tenant: Tenant, request: Request, said: Sequence[Message]) -> bytes:
+    """The body of a request with these messages. Some endpoints take them as one text, or as a batch."""
+    ask = Ask(said, request.output_tokens, scenario.stream, tenant.ignore_eos, tenant.priority)
+    fields = DIALECTS[tenant.endpoint].fields(ask)
+    return _encode({"model": tenant.model or scenario.model, **fields, **dict(tenant.extra_body)})
+
+
+def _pieces(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str) -> list[Piece]:
+    """The inputs of a request: several for a batch."""
+    sizes = DIALECTS[tenant.endpoint].split(request.input_tokens, tenant.batch)
+    make = _ids if form(scenario.prompt, tenant) is PromptForm.IDS else content
+    return [
+        make(scenario, tenant, replace(request, input_tokens=size), seed, _sequence(worker, number))
+        for number, size in enumerate(sizes)
+    ]
+
+
+def _sequence(worker: str, piece: int) -> str:
+    """A name for the random stream of each further input of a batch."""
+    return f"{worker}/{piece}" if piece else worker
+
+
+def _ids(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = "") -> msgspec.Raw:
+    parts = _parts(tenant, request, worker)
+    ids = [id_ for part in parts for id_ in token_ids(part.of, *part.names, seed=seed)[: part.tokens]]
+    return msgspec.Raw(b"[" + b",".join(ids) + b"]")
 
 
 def content(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker: str = "") -> str:
     """The text of a request's prompt. ``worker`` names the sequence in which requests are numbered."""
-    wording = scenario.wording or Wording(scenario.tokens_per_byte)
+    wording = tenant.wording or Wording(scenario.tokens_per_byte)
     return _text(_parts(tenant, request, worker), wording, seed)
 
 

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from loadgen import behaviour_fields, length_fields
+from loadgen import behaviour_fields, length_fields, prompts
+from loadgen.endpoints.table import DIALECTS
 from loadgen.fields import Field, ScenarioError, document, given
 from loadgen.length_fields import LONGEST_TOKENS
+from loadgen.request_options import check_fields, extra_body, headers, secret
 from loadgen.scenario import (
     Bursty,
     Closed,
     Constant,
+    Endpoint,
     Fault,
     Fixed,
     Gamma,
@@ -29,7 +33,6 @@ from loadgen.scenario import (
     Ramp,
     Replay,
     Retries,
-    Route,
     Scenario,
     Tenant,
     Tokenizer,
@@ -38,16 +41,19 @@ from loadgen.scenario import (
 )
 from loadgen.workloads import field as trace_field
 
+MOST_BATCH = 2048
+"""The most texts of a request to embed in OpenAI's API."""
 MOST_CV = 20.0
 """The largest coefficient of variation: above it, a run of minutes has no or all of its requests at once."""
 SIGNALS = ("STOP", "CONT", "KILL", "TERM")
 _SCENARIO = (
-    "name", "seed", "duration_s", "model", "route", "stream", "prompt", "tokens_per_byte", "tokenizer",
-    "timeout_s", "drain_s", "spread", "tenants", "phases", "faults", "warm_up_s", "cool_down_s",
+    "name", "seed", "duration_s", "model", "endpoint", "route", "stream", "prompt", "tokens_per_byte",
+    "tokenizer", "timeout_s", "drain_s", "spread", "tenants", "phases", "faults", "warm_up_s", "cool_down_s",
 )  # fmt: skip
 _TENANT = (
     "name", "key", "arrivals", "input", "output", "trace", "prefix", "retries", "priority", "tier",
-    "starts_s", "ends_s", "cancel", "conversation",
+    "starts_s", "ends_s", "cancel", "conversation", "endpoint", "model", "ignore_eos", "batch", "headers",
+    "extra_body",
 )  # fmt: skip
 
 
@@ -64,15 +70,16 @@ def parse(text: str, file: str, environment: Mapping[str, str], folder: Path) ->
     """The scenario of a text. Paths of traces are relative to ``folder``. Raises ``ScenarioError``."""
     top = document(text, file)
     fields = top.fields(_SCENARIO, required=("name", "model", "duration_s", "tenants"))
-    route = Route(given(fields, "route", lambda f: f.word(tuple(Route)), Route.COMPLETIONS.value))
+    endpoint = _default_endpoint(top, fields)
     duration = fields["duration_s"].number("seconds", above=True)
     timeout = given(fields, "timeout_s", lambda f: f.number("seconds", above=True), 120.0)
-    tenants = _tenants(fields["tenants"], environment, folder)
+    tenants = _tenants(fields["tenants"], endpoint, environment, folder)
     phases = given(fields, "phases", lambda f: _phases(f, tenants, duration), ())
-    form = _prompt_form(fields, route)
+    form = _prompt_form(fields, tenants)
     stream = given(fields, "stream", Field.truth, True)
     for item, tenant in zip(fields["tenants"].items(), tenants, strict=True):
-        behaviour_fields.check(item, tenant, form, is_streamed=stream)
+        is_streamed = stream and DIALECTS[tenant.endpoint].generates
+        behaviour_fields.check(item, tenant, prompts.form(form, tenant), is_streamed=is_streamed)
     warm_up, cool_down = (given(fields, name, _seconds, 0.0) for name in ("warm_up_s", "cool_down_s"))
     if problem := unmeasured(duration, warm_up, cool_down):
         top.fail(problem, "make warm_up_s and cool_down_s shorter, or duration_s longer")
@@ -82,7 +89,6 @@ def parse(text: str, file: str, environment: Mapping[str, str], folder: Path) ->
         duration_s=duration,
         tenants=tenants,
         seed=given(fields, "seed", lambda f: f.whole("(a seed)"), 0),
-        route=route,
         prompt=form,
         tokens_per_byte=given(fields, "tokens_per_byte", lambda f: f.number("tokens", above=True), 0.25),
         tokenizer=given(fields, "tokenizer", lambda f: _tokenizer(f, folder), None),
@@ -101,10 +107,10 @@ def _seconds(field: Field) -> float:
     return field.number("seconds")
 
 
-def _prompt_form(fields: dict[str, Field], route: Route) -> PromptForm:
-    """Completions take token ids, unless a tokenizer is asked for: it makes texts of exact lengths."""
-    is_text = route is Route.CHAT or "tokenizer" in fields
-    form = given(fields, "prompt", lambda f: _form(f, route), PromptForm.TEXT if is_text else PromptForm.IDS)
+def _prompt_form(fields: dict[str, Field], tenants: tuple[Tenant, ...]) -> PromptForm:
+    """Token ids by default. A tokenizer makes texts of exact lengths instead."""
+    default = PromptForm.TEXT if "tokenizer" in fields else PromptForm.IDS
+    form = given(fields, "prompt", lambda f: _form(f, tenants), default)
     if form is PromptForm.IDS and "tokenizer" in fields:
         fields["tokenizer"].fail(
             "stands beside token ids, which are exact", "remove it, or write 'prompt: text'"
@@ -112,11 +118,25 @@ def _prompt_form(fields: dict[str, Field], route: Route) -> PromptForm:
     return form
 
 
-def _form(field: Field, route: Route) -> PromptForm:
+def _default_endpoint(top: Field, fields: dict[str, Field]) -> Endpoint:
+    """The endpoint of tenants without one of their own. ``route`` is the former name of the field."""
+    if "endpoint" in fields and "route" in fields:
+        top.fail("has both endpoint and its former name route", "remove 'route:'")
+    name = "route" if "route" in fields else "endpoint"
+    return given(fields, name, _endpoint, Endpoint.COMPLETIONS)
+
+
+def _endpoint(field: Field) -> Endpoint:
+    return Endpoint(field.word(tuple(Endpoint)))
+
+
+def _form(field: Field, tenants: tuple[Tenant, ...]) -> PromptForm:
     form = PromptForm(field.word(tuple(PromptForm)))
-    if form is PromptForm.IDS and route is Route.CHAT:
+    texts = [t for t in tenants if not DIALECTS[t.endpoint].accepts_ids]
+    if form is PromptForm.IDS and texts:
         field.fail(
-            "is ids, which the chat route does not accept", "write 'route: completions' or 'prompt: text'"
+            f"is ids, which the {texts[0].endpoint} endpoint of tenant {texts[0].name!r} does not accept",
+            "write 'prompt: text', or remove it: every tenant then sends ids where its endpoint accepts them",
         )
     return form
 
@@ -137,10 +157,12 @@ def _spread(field: Field) -> str | tuple[float, ...]:
     return weights
 
 
-def _tenants(field: Field, environment: Mapping[str, str], folder: Path) -> tuple[Tenant, ...]:
+def _tenants(
+    field: Field, endpoint: Endpoint, environment: Mapping[str, str], folder: Path
+) -> tuple[Tenant, ...]:
     tenants: list[Tenant] = []
     for item in field.items():
-        tenant = _tenant(item, environment, folder)
+        tenant = _tenant(item, endpoint, environment, folder)
         if any(tenant.name == other.name for other in tenants):
             item.fail(f"is the second tenant named {tenant.name!r}", "give each its own name")
         tenants.append(tenant)
@@ -149,23 +171,30 @@ def _tenants(field: Field, environment: Mapping[str, str], folder: Path) -> tupl
     return tuple(tenants)
 
 
-def _tenant(item: Field, environment: Mapping[str, str], folder: Path) -> Tenant:
+def _tenant(item: Field, endpoint: Endpoint, environment: Mapping[str, str], folder: Path) -> Tenant:
     fields = item.fields(_TENANT, required=("name",))
     name = fields["name"].text()
+    endpoint = given(fields, "endpoint", _endpoint, endpoint)
+    check_fields(fields, endpoint)
     if "arrivals" not in fields and "trace" not in fields:
         item.fail("has no arrivals", "add 'arrivals:' with a process, or 'trace:' with a recorded workload")
     process = given(fields, "arrivals", _process, Replay())
-    trace = given(
-        fields, "trace", lambda f: trace_field.read(f, folder, has_arrivals="arrivals" in fields), None
-    )
-    _check_lengths(item, fields, trace)
+    trace = given(fields, "trace", lambda f: _trace(f, endpoint, folder, "arrivals" in fields), None)
+    _check_lengths(item, fields, endpoint, trace)
+    dialect = DIALECTS[endpoint]
     starts = given(fields, "starts_s", lambda f: f.number("seconds"), 0.0)
     return Tenant(
         name=name,
         process=process,
         input=given(fields, "input", length_fields.lengths, Fixed(1)),
-        output=given(fields, "output", length_fields.lengths, Fixed(1)),
-        key=given(fields, "key", lambda f: _key(f, environment), None),
+        output=given(fields, "output", length_fields.lengths, Fixed(1 if dialect.generates else 0)),
+        key=given(fields, "key", lambda f: secret(f, environment), None),
+        endpoint=endpoint,
+        model=given(fields, "model", Field.text, None),
+        ignore_eos=given(fields, "ignore_eos", Field.truth, dialect.takes_ignore_eos),
+        batch=given(fields, "batch", _batch, dialect.batch or 1),
+        headers=given(fields, "headers", lambda f: headers(f, environment, has_key="key" in fields), ()),
+        extra_body=given(fields, "extra_body", extra_body, ()),
         prefix=given(fields, "prefix", lambda f: _prefix(f, name), None),
         retries=given(fields, "retries", _retries, Retries()),
         priority=given(fields, "priority", lambda f: f.whole("(a priority)", least=-(1 << 31)), None),
@@ -178,10 +207,19 @@ def _tenant(item: Field, environment: Mapping[str, str], folder: Path) -> Tenant
     )
 
 
-def _check_lengths(item: Field, fields: dict[str, Field], trace: Trace | None) -> None:
+def _trace(field: Field, endpoint: Endpoint, folder: Path, has_arrivals: bool) -> Trace:
+    trace = trace_field.read(field, folder, has_arrivals=has_arrivals)
+    if DIALECTS[endpoint].generates:
+        return trace
+    if any(traced.messages for traced in trace.requests):
+        field.fail(f"has conversations, which the {endpoint} endpoint does not take", "use the chat endpoint")
+    return replace(trace, requests=tuple(replace(traced, output_tokens=0) for traced in trace.requests))
+
+
+def _check_lengths(item: Field, fields: dict[str, Field], endpoint: Endpoint, trace: Trace | None) -> None:
     """Either a trace has the lengths, or the tenant."""
     if trace is None:
-        for name in ("input", "output"):
+        for name in ("input", "output") if DIALECTS[endpoint].generates else ("input",):
             if name not in fields:
                 item.fail(f"has no {name}", f"add '{name}:' with a number of tokens or a distribution")
         return
@@ -192,18 +230,8 @@ def _check_lengths(item: Field, fields: dict[str, Field], trace: Trace | None) -
         fields["prefix"].fail("stands beside a trace, which has prefixes of its own", "remove 'prefix:'")
 
 
-def _key(field: Field, environment: Mapping[str, str]) -> str:
-    if not field.is_mapping:
-        key = field.text()
-    else:
-        named = field.fields(("env",), required=("env",))["env"]
-        variable = named.text()
-        if not environment.get(variable):
-            named.fail(f"names {variable}, which is not set", f"run with {variable}=… in the environment")
-        key = environment[variable]
-    if not key.isprintable() or not key.isascii():
-        field.fail("has characters that a header cannot contain", "use printable ASCII")
-    return key
+def _batch(field: Field) -> int:
+    return field.whole("texts", least=1, most=MOST_BATCH)
 
 
 def _prefix(field: Field, tenant: str) -> Prefix:

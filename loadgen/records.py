@@ -17,7 +17,7 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from loadgen.scenario import Process, Scenario, Trace
+from loadgen.scenario import Header, Process, Scenario, Trace
 
 _Record = TypeVar("_Record")
 REQUESTS, STATE, META, SUMMARY, REPORT = (
@@ -34,7 +34,7 @@ class Outcome(StrEnum):
     SHED = "shed"
     """Status 429."""
     UNAVAILABLE = "unavailable"
-    """Status 503."""
+    """Status 503, or 529 of Anthropic's API."""
     ERROR = "error"
     """Any other status than success."""
     BROKEN = "broken"
@@ -153,7 +153,12 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     """Delays of attempts after their due time."""
     lag_max_s: float
     cpu: float
-    """The generator's CPU time as a share of a core: the 95th percentile over single seconds."""
+    """The generator's CPU time as a share of a core: the 95th percentile over single seconds.
+
+    It is that of the busiest process.
+    """
+    processes: int = 1
+    """The number of processes of the generator."""
     complaints: list[str]
     """Reasons why the run is unreliable; empty if the generator kept up."""
     notes: list[str] = []
@@ -215,7 +220,7 @@ def versions() -> dict[str, str]:
 
 
 def described(scenario: Scenario) -> dict[str, object]:
-    """A scenario for meta.json: complete except for keys and the lines of traces."""
+    """A scenario for meta.json: complete except for keys, values of headers and the lines of traces."""
     shown = _shown(scenario)
     assert isinstance(shown, dict)
     return shown
@@ -228,6 +233,8 @@ _HIDDEN = ("key", "wording")
 def _shown(value: object) -> object:
     if isinstance(value, Trace):
         return {"file": value.file, "requests": len(value.requests), "block_tokens": value.block_tokens}
+    if isinstance(value, Header):
+        return value.name
     if is_dataclass(value) and not isinstance(value, type):
         body = {f.name: _shown(getattr(value, f.name)) for f in fields(value) if f.name not in _HIDDEN}
         return {type(value).__name__.lower(): body} if isinstance(value, Process) else body

@@ -16,18 +16,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from loadgen import arrivals, prompts
 from loadgen.arrivals import Arrival, Request
-from loadgen.client import Client
+from loadgen.client import Client, recipient
 from loadgen.conversations import Talk, turns
 from loadgen.faults import inflict
-from loadgen.preparing import prepare
-from loadgen.progress import Progress
+from loadgen.processes.part import WHOLE, Part
+from loadgen.progress import Display, Progress
 from loadgen.records import (
     META,
     REQUESTS,
@@ -52,7 +52,7 @@ LATE_S = 0.05
 """The generator could not keep up if the p99 of the delays exceeds this, s ..."""
 BUSY = 0.9
 """... or if it used more than this share of its core."""
-_HEAD_START_S = 0.05
+HEAD_START_S = 0.05
 _WANTED = (Outcome.SERVED, Outcome.CANCELLED)
 """Endings after which a client goes on without a wait."""
 _RETRIED = (Outcome.SHED, Outcome.UNAVAILABLE)
@@ -72,6 +72,8 @@ class Order:
     command: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Sentences of the preparation for the report."""
+    part: Part = WHOLE
+    """The requests that this process sends."""
 
 
 def backoff(retries: Retries, attempt: int, asked_s: float | None, jitter: float) -> float:
@@ -98,15 +100,19 @@ def complaints(lag_p99_s: float, cpu: float) -> list[str]:
 class Runner:
     """A run in progress. ``stop`` ends it early, and keeps the measurements."""
 
-    def __init__(self, order: Order, progress: Progress, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, order: Order, progress: Display, clock: Callable[[], float], zero_s: float | None = None
+    ) -> None:
+        """``zero_s`` is the start of the run on the clock; ``None`` is soon."""
         self._order = order
         self._scenario = order.scenario
         self._progress = progress
-        self._zero = clock() + _HEAD_START_S
+        self._zero = clock() + HEAD_START_S if zero_s is None else zero_s
         self._monotonic = clock
         self._lines = Lines(order.out / REQUESTS)
         self._state_lines = Lines(order.out / STATE)
-        self._sampler = Sampler(order.states, self._state_lines, self.now)
+        states = order.states if order.part.is_first else []
+        self._sampler = Sampler(states, self._state_lines, self.now)
         self._requests: set[asyncio.Task[object]] = set()
         self._error: BaseException | None = None
         self._in_flight = 0
@@ -114,10 +120,11 @@ class Runner:
         self._lags: list[float] = []
         self._busy: list[float] = []
         self._fault_results: list[FaultResult] = []
-        self._turn = itertools.count()
-        self._spread = arrivals.stream(order.scenario.seed, "", "spread")
+        self._turn = itertools.count(order.part.index)
+        self._spread = arrivals.stream(order.scenario.seed, str(order.part.index or ""), "spread")
         self._stopped = asyncio.Event()
         self._client: Client
+        self._recipients = {tenant.name: recipient(tenant) for tenant in order.scenario.tenants}
 
     def now(self) -> float:
         """Seconds since the start of the run."""
@@ -138,10 +145,9 @@ class Runner:
         scenario = self._scenario
         jobs = (self._sampler.run(), self._report(), self._watch_cpu())
         beside: list[asyncio.Task[None]] = [asyncio.create_task(job) for job in jobs]
-        faults = scenario.faults if self._order.faults else ()
+        faults = scenario.faults if self._order.faults and self._order.part.is_first else ()
         beside += [asyncio.create_task(inflict(fault, self.now, self._fault_results)) for fault in faults]
-        path = scenario.route.path
-        async with Client(self._order.urls, path, scenario.timeout_s, self.now) as self._client:
+        async with Client(self._order.urls, scenario.timeout_s, self.now) as self._client:
             await self._unless_stopped(asyncio.create_task(self._arrive_and_drain()))
             ended = self.now()
             await _end([*self._requests])
@@ -164,19 +170,23 @@ class Runner:
 
     async def _arrive_and_drain(self) -> None:
         async with asyncio.TaskGroup() as tenants:
-            for tenant in self._scenario.tenants:
-                tenants.create_task(self._tenant(tenant))
+            for position, tenant in enumerate(self._scenario.tenants):
+                tenants.create_task(self._tenant(tenant, position))
         if self._requests:
             left = self._scenario.duration_s + self._scenario.drain_s - self.now()
             await asyncio.wait(self._requests, timeout=max(left, 0.0))
 
-    async def _tenant(self, tenant: Tenant) -> None:
+    async def _tenant(self, tenant: Tenant, position: int) -> None:
+        part = self._order.part
         if isinstance(tenant.process, Closed):
             for worker in range(arrivals.most_workers(self._scenario, tenant)):
-                self._start(self._work(tenant, tenant.process, worker))
+                if part.has(worker, position):
+                    self._start(self._work(tenant, tenant.process, worker))
             await self._sleep_until(self._scenario.duration_s)
             return
         for arrival in arrivals.arrivals(self._scenario, tenant, self._scenario.seed):
+            if not part.has(arrival.request.number, position):
+                continue
             if arrival.at_s > self.now():
                 await self._sleep_until(arrival.at_s)
             if tenant.conversation is not None:
@@ -267,9 +277,8 @@ class Runner:
         self._in_flight += 1
         try:
             cancel = tenant.cancel if request.is_cancelled else None
-            return await self._client.perform(
-                attempt, body, tenant.key, cancel=cancel, keeps_answer=attempt.turn > 0
-            )
+            to = self._recipients[tenant.name]
+            return await self._client.perform(attempt, body, to, cancel=cancel, keeps_answer=attempt.turn > 0)
         finally:
             self._in_flight -= 1
 
@@ -351,8 +360,6 @@ async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
 async def perform(order: Order) -> Meta:
     """Run to the end, or until SIGINT or SIGTERM. A second signal ends the process at once."""
     loop = asyncio.get_running_loop()
-    scenario, notes = await prepare(order.scenario, order.urls[0])
-    order = replace(order, scenario=scenario, notes=notes)
     runner = Runner(order, Progress(sys.stderr), time.monotonic)
 
     def interrupted() -> None:

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 
-class Route(StrEnum):
-    """The route of vLLM."""
+class Endpoint(StrEnum):
+    """The API of a tenant's requests. ``endpoints.table`` has the path and the format of each."""
 
     CHAT = "chat"
     COMPLETIONS = "completions"
-
-    @property
-    def path(self) -> str:
-        """The path after the server's address."""
-        return "/v1/chat/completions" if self is Route.CHAT else "/v1/completions"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
 
 
 class PromptForm(StrEnum):
@@ -29,7 +29,7 @@ class PromptForm(StrEnum):
     TEXT = "text"
     """Text of about the requested length, without a tokenizer."""
     IDS = "ids"
-    """Token ids, so that lengths are exact. Completions only."""
+    """Token ids, so that lengths are exact. Tenants whose endpoint accepts texts only send texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +157,7 @@ class Closed:
     think_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One message of a recorded conversation."""
 
     role: str
@@ -279,6 +278,14 @@ LONGEST_WAIT_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
+class Header:
+    """A header of requests. Its value may be a secret, so results contain the name only."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tenant:
     """One tenant's demand."""
 
@@ -288,6 +295,17 @@ class Tenant:
     output: Lengths
     key: str | None = None
     """The API key; ``None`` sends none."""
+    endpoint: Endpoint = Endpoint.COMPLETIONS
+    model: str | None = None
+    """The model or LoRA adapter; ``None`` is the scenario's."""
+    ignore_eos: bool = True
+    """Whether the engine generates until the requested length. The length is otherwise an upper bound."""
+    batch: int = 1
+    """The number of texts of a request to embed, or of documents to rerank."""
+    headers: tuple[Header, ...] = ()
+    """Further headers of each request."""
+    extra_body: tuple[tuple[str, object], ...] = ()
+    """Further fields of each body, as JSON values."""
     prefix: Prefix | None = None
     retries: Retries = Retries()
     priority: int | None = None
@@ -300,6 +318,8 @@ class Tenant:
     conversation: Conversation | None = None
     trace: Trace | None = None
     """The requests in order, instead of ``input`` and ``output``. The first one follows the last one."""
+    wording: Wording | None = None
+    """Set before the run, if there is a tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,14 +362,11 @@ class Scenario:
     """The duration of the arrivals."""
     tenants: tuple[Tenant, ...]
     seed: int = 0
-    route: Route = Route.COMPLETIONS
     prompt: PromptForm = PromptForm.IDS
     tokens_per_byte: float = 0.25
     """Assumed tokens per byte of text."""
     tokenizer: Tokenizer | None = None
     """What counts the tokens of texts before the run; ``None`` assumes ``tokens_per_byte``."""
-    wording: Wording | None = None
-    """Set before the run, if there is a tokenizer."""
     stream: bool = True
     timeout_s: float = 120.0
     """The time limit of an attempt."""

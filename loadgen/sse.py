@@ -39,7 +39,15 @@ class Usage(msgspec.Struct):
     """The engine's counts."""
 
     prompt_tokens: int = 0
-    completion_tokens: int | None = 0
+    completion_tokens: int | None = None
+    """``None`` if the engine does not report it."""
+
+    def after(self, earlier: Usage | None) -> Usage:
+        """These counts, with those of an earlier event that this one does not report."""
+        if earlier is None or (self.prompt_tokens and self.completion_tokens is not None):
+            return self
+        output = earlier.completion_tokens if self.completion_tokens is None else self.completion_tokens
+        return Usage(self.prompt_tokens or earlier.prompt_tokens, output)
 
 
 class Failure(msgspec.Struct):
@@ -69,6 +77,11 @@ class Event(msgspec.Struct):
             if _has_token(choice):
                 return True
         return False
+
+    @property
+    def text(self) -> str:
+        """The text of the first sequence, without reasoning and tool calls."""
+        return self.choices[0].written if self.choices else ""
 
     @property
     def is_finish(self) -> bool:

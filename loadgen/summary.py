@@ -138,10 +138,15 @@ def token_pieces(attempts: Iterable[Attempt], *, prompts: bool) -> list[tuple[fl
         first = attempt.end_s if attempt.first_s is None else attempt.first_s
         if attempt.tokens:
             pieces.append((first, attempt.end_s, float(attempt.tokens)))
-            if prompts:
-                prompt = attempt.prompt_tokens or attempt.input_tokens
-                pieces.append((first, first, float(prompt)))
+        if prompts and (attempt.tokens or _is_read(attempt)):
+            prompt = attempt.prompt_tokens or attempt.input_tokens
+            pieces.append((first, first, float(prompt)))
     return pieces
+
+
+def _is_read(attempt: Attempt) -> bool:
+    """Whether it was served by an endpoint without output, such as embeddings."""
+    return attempt.outcome is Outcome.SERVED and not attempt.output_tokens
 
 
 def summarise(run: Run) -> Summary:

@@ -26,7 +26,7 @@ class Counter(Protocol):
     """Counts tokens. Both raise ``ScenarioError`` if that is not possible."""
 
     async def prompt(self, fields: Mapping[str, object]) -> int:
-        """The tokens of a request with these fields, ``prompt`` or ``messages``."""
+        """The tokens of a request with these fields: ``model``, and ``prompt`` or ``messages``."""
 
     async def text(self, text: str) -> int:
         """The tokens of a text alone, without anything that the engine adds."""
@@ -48,7 +48,7 @@ class EngineCounter:
 
     async def prompt(self, fields: Mapping[str, object]) -> int:
         """The tokens of a prompt, with what the engine adds."""
-        return await self._count({"model": self._model, **fields})
+        return await self._count(fields)
 
     async def text(self, text: str) -> int:
         """The tokens of a text alone."""

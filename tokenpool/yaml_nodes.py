@@ -216,6 +216,24 @@ class Node:
         self.error(f"is neither true nor false but {self._kind()}", "write true or false, without quotes")
         return None
 
+    def value(self) -> object:
+        """The value in the types of JSON. A date, or a number that is not finite, is an error."""
+        node = self._node
+        if isinstance(node, yaml.MappingNode):
+            return {name: each.value() for name, each in self.named().items()}
+        if isinstance(node, yaml.SequenceNode):
+            return [each.value() for each in self.items()]
+        if self.is_number:
+            number = self.number("(any unit)", least=-math.inf)
+            # A float would round a large whole number.
+            return yaml.safe_load(node.value) if node.tag == "tag:yaml.org,2002:int" else number
+        if node.tag == "tag:yaml.org,2002:bool":
+            return self.boolean()
+        if node.tag in ("tag:yaml.org,2002:null", "tag:yaml.org,2002:str"):
+            return None if node.tag.endswith("null") else str(node.value)
+        self.error(f"is not a value of JSON but {self._kind()}", "write it in quotes")
+        return None
+
     def time(self) -> float | None:
         """The value as a point in time with its zone, in seconds of Unix time."""
         node = self._node

@@ -29,6 +29,7 @@ from loadgen.scenario import (
     Closed,
     Constant,
     Empirical,
+    Endpoint,
     Fault,
     Fixed,
     Lengths,
@@ -42,7 +43,6 @@ from loadgen.scenario import (
     PromptForm,
     Ramp,
     Replay,
-    Route,
     Scenario,
     Tenant,
     Trace,
@@ -270,8 +270,8 @@ def test_a_share_of_the_requests_has_the_prefix() -> None:
 
 
 def test_the_length_of_text_prompts_follows_the_ratio_of_tokens_to_bytes() -> None:
-    who = replace(tenant(priority=3), input=Fixed(100))
-    world = scenario(route=Route.CHAT, prompt=PromptForm.TEXT, tokens_per_byte=0.5, stream=False)
+    who = replace(tenant(priority=3, endpoint=Endpoint.CHAT), input=Fixed(100))
+    world = scenario(prompt=PromptForm.TEXT, tokens_per_byte=0.5, stream=False)
     made = json.loads(body(world, who, next(requests(who, 1)), 1))
     assert len(made["messages"][0]["content"]) == 200
     assert made["priority"] == 3

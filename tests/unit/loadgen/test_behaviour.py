@@ -21,13 +21,13 @@ from loadgen.scenario import (
     Cancel,
     Closed,
     Conversation,
+    Endpoint,
     Exponential,
     Fixed,
     Gamma,
     Pauses,
     PromptForm,
     Replay,
-    Route,
     Scenario,
     Tenant,
     Trace,
@@ -75,7 +75,7 @@ def test_the_expected_number_of_gamma_arrivals_is_the_integral_of_the_rate_also_
 def test_the_fields_of_load_models_are_read() -> None:
     text = (
         HEAD
-        + "route: chat\nwarm_up_s: 5\ncool_down_s: 2.5\n"
+        + "endpoint: chat\nwarm_up_s: 5\ncool_down_s: 2.5\n"
         + ONE.replace("poisson: {rate: 5}", "gamma: {rate: 5, cv: 2}")
         + "    cancel: {share: 0.1, after_tokens: 8}\n"
         + "    conversation: {turns: 3, think_s: 4, later_input: 7, later_output: {fixed: 9}}\n"
@@ -102,11 +102,11 @@ def test_the_fields_of_load_models_are_read() -> None:
     ],
 )
 def test_turns_and_pauses_may_be_drawn(text: str, conversation: Conversation) -> None:
-    who = made(HEAD + "route: chat\n" + ONE + f"    conversation: {text}\n").tenants[0]
+    who = made(HEAD + "endpoint: chat\n" + ONE + f"    conversation: {text}\n").tenants[0]
     assert who.conversation == conversation
 
 
-CHAT = HEAD + "route: chat\n" + ONE
+CHAT = HEAD + "endpoint: chat\n" + ONE
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ CHAT = HEAD + "route: chat\n" + ONE
         (
             HEAD + ONE + "    conversation: {turns: 2, think_s: 1}\n",
             "s.yaml:5: tenants[0] has conversations, whose turns carry answers as text; but prompts are "
-            "token ids; write 'route: chat', or 'prompt: text'",
+            "token ids; write 'endpoint: chat', or 'prompt: text'",
         ),
     ],
 )
@@ -272,8 +272,8 @@ def test_each_later_turn_is_cancelled_by_chance() -> None:
 
 
 def test_a_turn_carries_the_earlier_turns_and_the_received_answers() -> None:
-    who = tenant(conversation=TALK)
-    talk = Talk(scenario(who, route=Route.CHAT, prompt=PromptForm.TEXT), who)
+    who = tenant(conversation=TALK, endpoint=Endpoint.CHAT)
+    talk = Talk(scenario(who, prompt=PromptForm.TEXT), who)
     first, second, _ = spoken(who)
     request, body = talk.ask(first)
     (question,) = json.loads(body)["messages"]
@@ -298,8 +298,8 @@ def test_completions_carry_a_conversation_as_one_text() -> None:
 
 
 def test_a_turn_that_is_cancelled_without_an_answer_is_not_carried_and_a_failed_one_ends_it() -> None:
-    who = tenant(conversation=TALK)
-    talk = Talk(scenario(who, route=Route.CHAT, prompt=PromptForm.TEXT), who)
+    who = tenant(conversation=TALK, endpoint=Endpoint.CHAT)
+    talk = Talk(scenario(who, prompt=PromptForm.TEXT), who)
     first, second, third = spoken(who)
     talk.ask(first)
     assert talk.hear(attempt(1.0, None, outcome=Outcome.CANCELLED, tokens=0), "")

@@ -15,8 +15,10 @@ from loadgen.scenario import (
     Closed,
     Constant,
     Empirical,
+    Endpoint,
     Fault,
     Fixed,
+    Header,
     Lognormal,
     Normal,
     OnOff,
@@ -27,7 +29,6 @@ from loadgen.scenario import (
     Ramp,
     Replay,
     Retries,
-    Route,
     Scenario,
     Trace,
     Traced,
@@ -80,8 +81,8 @@ def made(text: str, folder: Path = Path()) -> Scenario:
 def test_all_fields_are_read() -> None:
     scenario = made(FULL)
     gold, spot = scenario.tenants
-    assert (scenario.seed, scenario.route, scenario.prompt, scenario.spread) == (
-        7, Route.COMPLETIONS, PromptForm.IDS, (1.0, 3.0),
+    assert (scenario.seed, gold.endpoint, scenario.prompt, scenario.spread) == (
+        7, Endpoint.COMPLETIONS, PromptForm.IDS, (1.0, 3.0),
     )  # fmt: skip
     assert (gold.key, gold.tier, gold.priority, gold.starts_s, gold.ends_s) == (
         "sk-gold", "guaranteed", -1, 5.0, 55.0,
@@ -105,7 +106,6 @@ def test_a_minimal_scenario_has_defaults() -> None:
     assert (scenario.stream, scenario.prompt, scenario.timeout_s, scenario.drain_s) == (
         True, PromptForm.IDS, 120.0, 120.0,
     )  # fmt: skip
-    assert made(HEAD + "route: chat\n" + ONE).prompt is PromptForm.TEXT
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def changed(old: str, new: str) -> str:
         (changed("spread: [1, 3]", "spread: [0, 0]"), "s.yaml:10: spread has no weight above 0"),
         (
             changed("route: completions", "route: chat"),
-            "s.yaml:6: prompt is ids, which the chat route does not accept",
+            "s.yaml:6: prompt is ids, which the chat endpoint of tenant 'gold' does not accept",
         ),
         (changed("stream: true", "stream: maybe"), "s.yaml:5: stream is neither true nor false but 'maybe'"),
         (HEAD + ONE.replace("    input: 100\n", ""), "s.yaml:5: tenants[0] has no input; add 'input:'"),
@@ -280,3 +280,77 @@ def test_a_scenario_is_explained() -> None:
     assert "phase alone: 0 to 20 s, spot x 0" in told
     assert "fault at 30 s: docker stop engine" in told
     assert "2, after their own backoff" in told
+
+
+def to(endpoint: str) -> str:
+    return HEAD + ONE + f"    endpoint: {endpoint}\n"
+
+
+@pytest.mark.parametrize("field", ["endpoint", "route"])
+def test_the_endpoint_of_the_scenario_is_the_default_of_tenants(field: str) -> None:
+    text = HEAD + f"{field}: chat\n" + ONE + "    endpoint: messages\n  - " + ONE[13:].replace("gold", "spot")
+    assert [each.endpoint for each in made(text).tenants] == [Endpoint.MESSAGES, Endpoint.CHAT]
+
+
+def test_a_tenant_has_options_of_its_requests() -> None:
+    more = (
+        "    model: sql-adapter\n    ignore_eos: false\n    headers: {X-Team: a, X-Secret: {env: GOLD_KEY}}\n"
+        "    extra_body: {top_p: 0.5, seed: 12345678901234567890, stop: [a], guided: {on: true, off: null}}\n"
+    )
+    scenario = made(HEAD + ONE + more)
+    who = scenario.tenants[0]
+    assert (who.model, who.ignore_eos) == ("sql-adapter", False)
+    assert who.headers == (Header("X-Team", "a"), Header("X-Secret", "sk-gold"))
+    assert dict(who.extra_body) == {
+        "top_p": 0.5, "seed": 12345678901234567890, "stop": ["a"], "guided": {"on": True, "off": None},
+    }  # fmt: skip
+    shown = str(described(scenario))
+    assert "sk-gold" not in shown
+    assert "X-Secret" in shown
+    assert "completions (sql-adapter, top_p, seed, stop, guided)" in explain(scenario)
+
+
+@pytest.mark.parametrize(("endpoint", "batch"), [("embeddings", 1), ("rerank", 10)])
+def test_endpoints_without_output_need_none(endpoint: str, batch: int, tmp_path: Path) -> None:
+    text = to(endpoint).replace("    output: 20\n", "")
+    who = made(text).tenants[0]
+    assert (who.output, who.batch, who.ignore_eos) == (Fixed(0), batch, False)
+    assert made(text + "    batch: 3\n").tenants[0].batch == 3
+    (tmp_path / "t.jsonl").write_text('{"at": 1, "input": 7, "output": 8}\n')
+    replayed = made(HEAD + REPLAYED + f"    endpoint: {endpoint}\n", tmp_path).tenants[0].trace
+    assert replayed == Trace("t.jsonl", (Traced(1.0, 7, 0),))
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (to("chats"), "s.yaml:9: tenants[0].endpoint is 'chats', which is not one of"),
+        (
+            to("rerank"),
+            "s.yaml:8: tenants[0].output is not a part of requests to the rerank endpoint; remove 'output:'",
+        ),
+        (to("messages") + "    ignore_eos: true\n", "ignore_eos is not a part of"),
+        (to("messages") + "    priority: 1\n", "priority is not a part of requests"),
+        (to("chat") + "    batch: 2\n", "batch is not a part of requests"),
+        (
+            to("rerank").replace("output: 20", "prefix: {tokens: 4}"),
+            "prefix is not a part of requests to the rerank endpoint",
+        ),
+        (HEAD + "route: chat\nendpoint: chat\n" + ONE, "has both endpoint and its former name route"),
+        (HEAD + ONE + "    headers: {'a b': c}\n", "tenants[0].headers.a b is not the name of a header"),
+        (HEAD + ONE + "    headers: {Host: c}\n", "headers.Host is a header that loadgen sets itself"),
+        (HEAD + ONE + "    key: k\n    headers: {X-Api-Key: c}\n", "is a header for keys, and the tenant"),
+        (HEAD + ONE + "    headers: {X-Team: {env: NONE}}\n", "env names NONE, which is not set"),
+        (HEAD + ONE + '    headers: {X-Team: "a\\nb"}\n', "has characters that a header cannot contain"),
+        (
+            HEAD + ONE + "    extra_body: {max_tokens: 5}\n",
+            "extra_body.max_tokens is a field that loadgen sets itself; write the scenario's 'output:'",
+        ),
+        (HEAD + ONE + "    extra_body: {at: 2026-01-01}\n", "extra_body.at is not a value of JSON but"),
+        (HEAD + ONE + "    extra_body: {at: .inf}\n", "extra_body.at is not a number but '.inf'"),
+    ],
+)
+def test_wrong_options_of_requests_are_named(text: str, error: str) -> None:
+    with pytest.raises(ScenarioError) as raised:
+        made(text)
+    assert error in str(raised.value)

@@ -22,15 +22,16 @@ from loadgen.records import described
 from loadgen.report import notes
 from loadgen.scenario import (
     Constant,
+    Endpoint,
     Message,
     Prefix,
     PromptForm,
-    Route,
     Scenario,
     Tokenizer,
     Trace,
     Traced,
     Uniform,
+    Wording,
 )
 from loadgen.summary import summarise
 from loadgen.tokenizing import FileCounter
@@ -61,15 +62,21 @@ class Words:
 
 
 def texts(**fields: Any) -> Scenario:
-    made = {"route": Route.CHAT, "prompt": PromptForm.TEXT, "tokenizer": Tokenizer(), **fields}
-    sizes = {"input": Uniform(10, 300), "prefix": Prefix(0.5, 40, "system")}
+    made = {"prompt": PromptForm.TEXT, "tokenizer": Tokenizer(), **fields}
+    sizes = {"input": Uniform(10, 300), "prefix": Prefix(0.5, 40, "system"), "endpoint": Endpoint.CHAT}
     return scenario(tenant(**sizes), tenant("spot", Constant(1.0), **sizes), **made)
+
+
+def worded(ready: Scenario) -> Wording:
+    found = ready.tenants[0].wording
+    assert found is not None
+    return found
 
 
 async def lengths(counter: Words, ready: Scenario) -> list[tuple[int, int]]:
     """What was asked for, and what is counted, for some requests of each tenant."""
     return [
-        (request.input_tokens, await counter.prompt(prompts.prompt(ready, who, request, 3)))
+        (request.input_tokens, await counter.prompt(json.loads(prompts.body(ready, who, request, 3))))
         for who in ready.tenants
         for request in islice(requests(who, 3), 50)
     ]
@@ -78,9 +85,8 @@ async def lengths(counter: Words, ready: Scenario) -> list[tuple[int, int]]:
 async def test_words_of_one_token_make_exact_lengths() -> None:
     counter = Words()
     ready, said = await prepared(texts(), counter)
-    assert ready.wording is not None
-    assert ready.wording.overhead == 7
-    assert set(ready.wording.words) == set(CANDIDATES) - UNCOMMON
+    assert worded(ready).overhead == 7
+    assert set(worded(ready).words) == set(CANDIDATES) - UNCOMMON
     assert said == []
     found = await lengths(counter, ready)
     assert [count for _, count in found] == [asked for asked, _ in found]
@@ -106,16 +112,14 @@ async def test_a_prompt_shorter_than_the_template_is_said() -> None:
         r"Before the run, \d+ of 16 counted prompts differed from their length, by up to \+\d+ tokens\.",
         said[0],
     )
-    assert ready.wording is not None
-    assert ready.wording.overhead == 200
+    assert worded(ready).overhead == 200
 
 
 async def test_a_tokenizer_without_words_is_measured_by_bytes() -> None:
     counter = Words(per_byte=0.9)
     ready, _ = await prepared(texts(), counter)
-    assert ready.wording is not None
-    assert (ready.wording.words, ready.wording.overhead) == ((), 7)
-    assert ready.wording.tokens_per_byte == pytest.approx(0.9)
+    assert (worded(ready).words, worded(ready).overhead) == ((), 7)
+    assert worded(ready).tokens_per_byte == pytest.approx(0.9)
     assert all(abs(asked - count) <= 1 for asked, count in await lengths(counter, ready))
 
 
@@ -131,8 +135,8 @@ async def test_recorded_texts_are_counted() -> None:
         Traced(0.0, 99, 99, (), (Message("user", "one two " * times),), "three four five")
         for times in (1, 2, 9)
     )
-    who = tenant(trace=Trace("t", known, most_input=15))
-    world = scenario(who, route=Route.CHAT, prompt=PromptForm.TEXT, tokenizer=Tokenizer())
+    who = tenant(trace=Trace("t", known, most_input=15), endpoint=Endpoint.CHAT)
+    world = scenario(who, prompt=PromptForm.TEXT, tokenizer=Tokenizer())
     ready, said = await prepared(world, Words())
     trace = ready.tenants[0].trace
     assert trace is not None
@@ -198,8 +202,7 @@ async def test_a_tokenizer_file_is_read(tmp_path: Path) -> None:
     world = texts(tokenizer=Tokenizer(str(tmp_path / "tok.json")))
     ready, said = await prepare(world, "http://127.0.0.1:1")
     assert said == []
-    assert ready.wording is not None
-    assert (ready.wording.words, ready.wording.overhead) == (CANDIDATES, 0)
+    assert (worded(ready).words, worded(ready).overhead) == (CANDIDATES, 0)
     (tmp_path / "tok.json").write_text("{}")
     with pytest.raises(ScenarioError, match=r"tok.json: cannot be read \(.*\); name a file tokenizer.json"):
         FileCounter(str(tmp_path / "tok.json"))

@@ -15,7 +15,7 @@ from loadgen.arrivals import arrivals, requests
 from loadgen.explaining import explain
 from loadgen.fields import ScenarioError
 from loadgen.reading import parse
-from loadgen.scenario import Closed, Message, Route, Scenario, Trace, Traced
+from loadgen.scenario import Closed, Endpoint, Message, Scenario, Trace, Traced
 from loadgen.workloads import azure, burstgpt, mooncake, sharegpt
 from loadgen.workloads.prefix_hits import best_share, hits
 from loadgen.workloads.rows import Row
@@ -225,6 +225,10 @@ def test_a_file_that_cannot_be_unpacked_is_an_error(tmp_path: Path) -> None:
         (["trace: {azure: {file: t.csv, start_s: 60}}"], "there is no request in the asked part"),
         (["trace: {azure: {file: t.csv, duration_s: 1, rate: 5}}"], None),
         (["trace: {azure: {file: t.csv, most_requests: 1, rate: 5}}"], "so they have no rate; remove rate"),
+        (
+            ["trace: {sharegpt: {file: talk}}", "arrivals: {poisson: {rate: 1}}", "endpoint: embeddings"],
+            "trace has conversations, which the embeddings endpoint does not take; use the chat endpoint",
+        ),
         (["trace: {mooncake: {file: m, lengths: 0.1}}"], "so a block of 512 tokens would have 51.2; write"),
         (["trace: {mooncake: {file: m}}", "prefix: {tokens: 3}"], "prefix stands beside a trace, which has"),
     ],
@@ -232,6 +236,7 @@ def test_a_file_that_cannot_be_unpacked_is_an_error(tmp_path: Path) -> None:
 def test_a_bad_trace_field_names_its_fix(tmp_path: Path, fields: list[str], error: str | None) -> None:
     written(tmp_path, AZURE)
     written(tmp_path, MOONCAKE, "m")
+    written(tmp_path, json.dumps({"messages": MESSAGES}), "talk")
     if error is None:
         world(tmp_path, *fields)
         return
@@ -295,6 +300,13 @@ def test_the_workers_of_a_closed_loop_share_a_trace() -> None:
     assert sent == {"w0": [1, 4, 1], "w1": [2, 5, 2], "w2": [3, 6, 3]}
 
 
+def test_embeddings_of_a_trace_have_no_output(tmp_path: Path) -> None:
+    written(tmp_path, AZURE)
+    (who,) = world(tmp_path, "trace: {azure: {file: t.csv}}", "endpoint: embeddings").tenants
+    assert who.trace is not None
+    assert {outputs for _, _, outputs in sizes(who.trace)} == {0}
+
+
 def test_an_explanation_says_what_a_trace_is(tmp_path: Path) -> None:
     written(tmp_path, MOONCAKE)
     text = explain(world(tmp_path, "trace: {mooncake: {file: t.csv, most_output: 30}}"))
@@ -303,9 +315,9 @@ def test_an_explanation_says_what_a_trace_is(tmp_path: Path) -> None:
     assert "t.csv: 1 outputs are cut to 30 tokens, by 22 tokens in all" in text
 
 
-def bodies(trace: Trace, **fields: object) -> list[dict[str, object]]:
-    who = tenant(trace=trace)
-    made = scenario(who, **fields)  # type: ignore[arg-type]
+def bodies(trace: Trace, endpoint: Endpoint = Endpoint.COMPLETIONS) -> list[dict[str, object]]:
+    who = tenant(trace=trace, endpoint=endpoint)
+    made = scenario(who)
     sent = itertools.islice(requests(who, 1), len(trace.requests))
     return [msgspec.json.decode(prompts.body(made, who, request, 1)) for request in sent]
 
@@ -320,7 +332,7 @@ def test_equal_blocks_are_equal_tokens_and_equal_text() -> None:
     assert first[:60] == second
     assert first[:32] != third[:32]
     assert first[32:40] == third[32:40]
-    texts = [body["messages"] for body in bodies(trace, route=Route.CHAT, prompt="text")]
+    texts = [body["messages"] for body in bodies(trace, Endpoint.CHAT)]
     one, two = (str(messages[0]["content"]) for messages in texts[:2])  # type: ignore[index]
     assert (len(one), one[:240]) == (280, two)
 
@@ -328,7 +340,7 @@ def test_equal_blocks_are_equal_tokens_and_equal_text() -> None:
 def test_recorded_text_is_sent_as_it_is(tmp_path: Path) -> None:
     rows = sharegpt.read(written(tmp_path, json.dumps([{"conversations": TALK}])), Turns.EACH)
     trace = select(rows, Selection(), Path("t"), "t")
-    last = bodies(trace, route=Route.CHAT, prompt="text")[1]
+    last = bodies(trace, Endpoint.CHAT)[1]
     assert last["messages"] == [
         {"role": "user", "content": "How far is the moon?"},
         {"role": "assistant", "content": "384,400 km on average."},
