@@ -85,6 +85,11 @@ def answer(
         try:
             connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()
+        except ssl.SSLCertVerificationError as error:
+            raise CommandFailed(
+                f"the certificate of {where.url} is not trusted: {error.verify_message}; set SSL_CERT_FILE to"
+                " a PEM file of its authorities"
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             advice = "; give --url the admin port of a running coordinator or sidecar" if is_ours else ""
             said = f"{where.url} does not answer: {error or type(error).__name__}"

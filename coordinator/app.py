@@ -28,6 +28,7 @@ from runtime.admin import PageServer
 from runtime.filewatch import FileWatch
 from runtime.followed import Credentials, FollowedFiles
 from runtime.options import SettingsError
+from runtime.tls import Certificate
 from tokenpool.entitlements import PoolFile
 from tokenpool.leases.wire import WireError, decode_file
 from tokenpool.store import Store, StoreDown
@@ -84,6 +85,11 @@ class Coordinator:
         self.credentials.files.append(FollowedFiles("store", self._stores.paths, self._move_stores))
         self.telemetry.sources.append(self.credentials.metrics)
         self.telemetry.sources.append(self._usage_metrics)
+        self.certificate: Certificate | None = None
+        """The certificate of the admin port; ``None`` without TLS."""
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            self.certificate = Certificate(settings.tls_cert, settings.tls_key)
+            self.telemetry.sources.append(self.certificate.metrics)
         self.keeper: Keeper | None = None
         """Issued credentials; ``None`` without a database for them."""
         self.credential_api = self._credential_api()
@@ -154,7 +160,8 @@ class Coordinator:
         """The faults that do not stop this coordinator."""
         issued = self.keeper.problems() if self.keeper is not None else []
         usage = self.usage.degraded() if self.usage is not None else []
-        return [*self.credentials.problems(), *issued, *usage]
+        problem = self.certificate.problem if self.certificate is not None else None
+        return [*([problem] if problem else []), *self.credentials.problems(), *issued, *usage]
 
     def _missing(self) -> list[str]:
         """What this coordinator waits for before it can lead."""
@@ -228,8 +235,10 @@ class Coordinator:
         return self.usage.metrics() if self.usage is not None else ()
 
     def request_reload(self) -> None:
-        """Read the pool file and the credentials again, changed or not."""
+        """Read the pool file, the certificate and the credentials again, changed or not."""
         self.watch.request_reload()
+        if self.certificate is not None:
+            self.certificate.watch.request_reload()
         self.credentials.request_reload()
 
     async def reload(self) -> None:
@@ -256,7 +265,9 @@ class Coordinator:
 
     async def start(self) -> None:
         """Listen, and begin to tick. Raises ``OSError``."""
-        addresses = await self._server.start(self.settings.listen)
+        certificate = self.certificate
+        tls = certificate.context if certificate is not None else None
+        addresses = await self._server.start(self.settings.listen, tls=tls)
         self.listens_on = addresses[0]
         loop = asyncio.get_running_loop()
         work = (
@@ -267,13 +278,20 @@ class Coordinator:
             self.quotas.run(self.leaders),
         )
         self._tasks = [loop.create_task(each) for each in work]
+        if certificate is not None:
+            self._tasks.append(loop.create_task(certificate.watch.run()))
         if self.resources is not None:
             self._tasks.append(loop.create_task(self.resources.run()))
         self._is_started = True
         self._record_usage()
         if self.keeper is not None:
             self._tasks.append(loop.create_task(self.keeper.run()))
-        extra = {"listen": str(addresses), "candidate": self._candidate, "pools": list(self.leaders)}
+        extra = {
+            "listen": str(addresses),
+            "tls": tls is not None,
+            "candidate": self._candidate,
+            "pools": list(self.leaders),
+        }
         log.info("listening", extra=extra)
 
     async def _tick_forever(self) -> None:

@@ -72,6 +72,12 @@ class Settings:
         "addresses for metrics, health, state and scale hints, HOST:PORT; several with commas",
         default=Addresses.of("127.0.0.1", 9091),
     )
+    tls_cert: Path | None = option(
+        "PEM file with the certificate and its chain, for TLS on the addresses of --listen; read again when"
+        " it changes",
+        default=None,
+    )
+    tls_key: Path | None = option("PEM file with the certificate's private key", default=None)
     usage_store: str | None = option(
         "the usage store, for pools with usage_records: postgresql://... (the extra tokenpool[postgres]), or"
         " for a lone coordinator the path of a SQLite file; by default /var/lib/tokenpool/usage.db",
@@ -143,6 +149,7 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
         raise SettingsError(f"--store must be given, e.g. {EXAMPLE}; or give --store-file")
     if made.store is not None and made.store_file is not None:
         raise SettingsError("--store and --store-file are both given; remove one of them")
+    options.check_pair("--tls-cert", made.tls_cert, "--tls-key", made.tls_key)
     if made.usage_store is not None and made.usage_store_file is not None:
         raise SettingsError("--usage-store and --usage-store-file are both given; remove one of them")
     if made.usage_keep_days < 2:

@@ -9,6 +9,7 @@ from itertools import islice
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from coordinator import group_metrics
 from coordinator.entitlement_view import view
 from coordinator.leader import PoolLeader
 from runtime.exposition import Family, number, rendered
@@ -28,8 +29,9 @@ _LIMIT, _DEMAND, _SERVICE, _HELD = (
     )
 )
 _DEBT = Family("tokenpool_pool_debt", "gauge", "Service owed, in seconds.", _BY_DIMENSION[:2])
-FAMILIES = (_LIMIT, _DEMAND, _SERVICE, _HELD, _DEBT)
-"""The metrics with a series for each entitlement."""
+_OF_ENTITLEMENTS = (_LIMIT, _DEMAND, _SERVICE, _HELD, _DEBT)
+FAMILIES = (*_OF_ENTITLEMENTS, *group_metrics.FAMILIES)
+"""The metrics with a series for each entitlement or group."""
 OTHER = "other"
 """The label of all entitlements without series of their own."""
 PER_PIECE = 20
@@ -130,12 +132,13 @@ class Telemetry(Collector):
         are added up as ``other``. Each takes 1.3 kB of the page.
         """
         yield rendered(self.collect())
-        parts: list[list[str]] = [[family.head()] for family in FAMILIES]
+        parts: list[list[str]] = [[family.head()] for family in _OF_ENTITLEMENTS]
         for name, leader in self._leaders().items():
             if leader.state is not None:
                 yield from self._of_pool(name, leader, leader.state.tick, parts)
         for part in parts:
             yield "".join(part)
+        yield from group_metrics.pieces(self._leaders(), self._most_series)
 
     def _of_pool(self, pool: str, leader: PoolLeader, made: Tick, parts: list[list[str]]) -> Iterator[str]:
         by_name = {entitlement.name: entitlement for entitlement in leader.entitlements}
@@ -175,12 +178,12 @@ class Telemetry(Collector):
             for name in some:
                 shown = view(by_name[name], made)
                 amounts = (shown.limit, shown.demand, shown.service, shown.held)
-                for part, family, amount in zip(parts, FAMILIES, amounts, strict=False):
+                for part, family, amount in zip(parts, _OF_ENTITLEMENTS, amounts, strict=False):
                     part.append(_lines(family, pool, name, amount))
                 parts[-1].append(f'{_DEBT.name}{{entitlement="{name}",pool="{pool}"}} {number(shown.debt)}\n')
             yield ""
         if has_others:
-            for part, family, amount in zip(parts[1:], FAMILIES[1:], others, strict=False):
+            for part, family, amount in zip(parts[1:], _OF_ENTITLEMENTS[1:], others, strict=False):
                 part.append(_lines(family, pool, OTHER, amount))
 
 

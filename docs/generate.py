@@ -254,11 +254,14 @@ def _sidecar() -> Sidecar:
 
 
 def coordinator_with_all_metrics() -> Coordinator:
-    """A coordinator of that pool, with administrators."""
+    """A coordinator of that pool, with administrators and TLS."""
     with pool_with_all_metrics() as pool:
         tokens = pool.with_name("tokens")
         tokens.write_text("docs 0123456789abcdef\n")
-        settings = coordinator.settings.Settings(config=pool, store=STORE, administrator_tokens=tokens)
+        cert, key = certify(pool.parent, "docs")
+        settings = coordinator.settings.Settings(
+            config=pool, store=STORE, administrator_tokens=tokens, tls_cert=cert, tls_key=key
+        )
         return Coordinator(settings)
 
 

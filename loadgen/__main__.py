@@ -18,6 +18,7 @@ from loadgen.scenario import Scenario, faster, lasting, unmeasured
 from runtime.build import add_version
 
 FAILED = 1
+"""Nothing was served, or a process of the run failed."""
 USAGE_ERROR = 2
 INTERRUPTED = 130
 MOST_PROCESSES = 256
@@ -48,7 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run a scenario, and report")
+    run = commands.add_parser(
+        "run",
+        help="run a scenario, and report",
+        description="Runs a scenario, and reports. Exit status: 0 measured, 1 nothing served, 2 wrong usage, "
+        "130 interrupted (a report of the measurements so far is written).",
+    )
     run.add_argument("scenario", type=Path)
     run.add_argument("--url", action="append", required=True, help="a server; repeat for several")
     run.add_argument("--out", type=Path, required=True, help="folder for the results")
@@ -146,6 +152,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from loadgen import report  # noqa: PLC0415
     from loadgen.preparing import prepare  # noqa: PLC0415
+    from loadgen.probe import ServerUnusable, probe  # noqa: PLC0415
     from loadgen.processes.parent import ProcessFailed, perform  # noqa: PLC0415
     from loadgen.records import REPORT, SUMMARY, load, save  # noqa: PLC0415
     from loadgen.run import Order  # noqa: PLC0415
@@ -153,6 +160,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
     scenario = _scenario(arguments)
     _check_order(scenario, arguments)
+    try:
+        uvloop.run(probe(scenario, arguments.url))
+    except ServerUnusable as error:
+        print(f"loadgen: {error}", file=sys.stderr)
+        return FAILED
     scenario, notes = uvloop.run(prepare(scenario, arguments.url[0]))
     arguments.out.mkdir(parents=True, exist_ok=True)
     order = Order(
@@ -176,7 +188,9 @@ def _run(arguments: argparse.Namespace) -> int:
     (arguments.out / REPORT).write_text(report.html(run, summary), encoding="utf-8")
     print(report.text(meta, summary))
     print(f"The report is {arguments.out / REPORT}")
-    return INTERRUPTED if meta.is_interrupted else 0
+    if meta.is_interrupted:
+        return INTERRUPTED
+    return 0 if summary.served else FAILED
 
 
 def _check_order(scenario: Scenario, arguments: argparse.Namespace) -> None:

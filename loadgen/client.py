@@ -14,14 +14,16 @@ from types import TracebackType
 
 import aiohttp
 
-from loadgen import sse
-from loadgen.endpoints.dialect import Dialect, Event
+from loadgen import causes, sse
+from loadgen.endpoints.dialect import KEY_HEADERS, Dialect, Event
 from loadgen.endpoints.table import DIALECTS
 from loadgen.records import Attempt, Outcome
 from loadgen.scenario import Cancel, Tenant
 from loadgen.statistics import gap_histogram, percentile
 
 MOST_ERROR_BYTES = 1 << 16
+PREEMPTED = frozenset({"preempted", "rate_limit_error", "overloaded_error"})
+"""Names of an error event that ends a preempted request. Anthropic's API has no name of its own for it."""
 _JSON = "application/json"
 _BY_STATUS = {429: Outcome.SHED, 503: Outcome.UNAVAILABLE, 529: Outcome.UNAVAILABLE}
 """529 is Anthropic's status of an overloaded server."""
@@ -34,6 +36,12 @@ class Recipient:
 
     dialect: Dialect
     headers: Mapping[str, str]
+
+    @property
+    def secrets(self) -> list[str]:
+        """The keys in the headers, which a server may repeat in an error."""
+        found = (self.headers.get(name) for name in KEY_HEADERS)
+        return [text.removeprefix("Bearer ") for text in found if text]
 
 
 def recipient(tenant: Tenant) -> Recipient:
@@ -102,11 +110,16 @@ class Client:
             if patience < self._timeout_s:
                 attempt.outcome, attempt.reason = Outcome.CANCELLED, ""
             else:
-                attempt.outcome, attempt.reason = Outcome.TIMEOUT, attempt.reason or "timeout"
+                attempt.outcome = Outcome.TIMEOUT
+                attempt.reason, attempt.message = causes.of_timeout(
+                    self._timeout_s, status=attempt.status, has_token=attempt.first_s is not None
+                )
         except (aiohttp.ClientError, OSError) as error:
-            attempt.outcome, attempt.reason = stream.ending(type(error).__name__)
+            attempt.outcome, attempt.reason, attempt.message = stream.ending(*causes.of_exception(error))
         finally:
             attempt.end_s = self._clock()
+            for secret in to.secrets:
+                attempt.message = causes.without(attempt.message, secret)
             stream.close()
         return stream.answer
 
@@ -119,7 +132,7 @@ class Client:
             elif response.content_type == "text/event-stream":
                 await _streamed(attempt, stream, response)
             else:
-                _whole(attempt, to.dialect, stream, await response.read())
+                _whole(attempt, to.dialect, stream, response.content_type, await response.read())
 
 
 async def _refused(attempt: Attempt, response: aiohttp.ClientResponse) -> None:
@@ -127,6 +140,7 @@ async def _refused(attempt: Attempt, response: aiohttp.ClientResponse) -> None:
     attempt.retry_after_s = retry_after(response.headers)
     attempt.reason = response.headers.get("x-tokenpool-reason", "")
     content = await response.content.read(MOST_ERROR_BYTES)
+    attempt.message = causes.message(content)
     if not attempt.reason:
         event = sse.decoded(content)
         attempt.reason = event.error.name if event is not None and event.error else str(response.status)
@@ -139,15 +153,19 @@ async def _streamed(attempt: Attempt, stream: _Stream, response: aiohttp.ClientR
             response.close()
             attempt.outcome = Outcome.CANCELLED
             return
-    attempt.outcome, attempt.reason = stream.ending("stream ended early")
+    attempt.outcome, attempt.reason, attempt.message = stream.ending("stream ended early", stream.unread)
 
 
-def _whole(attempt: Attempt, dialect: Dialect, stream: _Stream, content: bytes) -> None:
+def _whole(attempt: Attempt, dialect: Dialect, stream: _Stream, content_type: str, content: bytes) -> None:
     """A response that is not streamed: its first token arrives with its last."""
     event = dialect.whole(content)
-    if event is None or event.error is not None:
-        reason = event.error.name if event is not None and event.error is not None else "no completion"
-        attempt.outcome, attempt.reason = Outcome.ERROR, reason
+    if event is None:
+        attempt.outcome = Outcome.ERROR
+        attempt.reason, attempt.message = causes.of_wrong_content(content_type, content)
+        return
+    if event.error is not None:
+        attempt.outcome = Outcome.ERROR
+        attempt.reason, attempt.message = event.error.name, causes.line(event.error.message)
         return
     attempt.outcome = Outcome.SERVED
     stream.keep(event)
@@ -177,6 +195,7 @@ class _Stream:
         "failure",
         "is_finished",
         "most_tokens",
+        "unread",
     )
 
     def __init__(
@@ -201,6 +220,8 @@ class _Stream:
         self.failure: sse.Failure | None = None
         self.is_finished = False
         """Whether the server sent the end of the stream."""
+        self.unread = ""
+        """The first event that is not one of a completion."""
 
     def feed(self, chunk: bytes) -> None:
         """Count the events in a chunk that arrives now."""
@@ -210,6 +231,8 @@ class _Stream:
                 self.is_finished = True
             elif (event := self._decode(data)) is not None:
                 self._take(event, now)
+            elif not self.unread:
+                self.unread = causes.message(data)
 
     def _take(self, event: Event, now: float) -> None:
         if event.is_token:
@@ -242,11 +265,16 @@ class _Stream:
         if self._answer is not None:
             self._answer.append(event.text)
 
-    def ending(self, broken: str) -> tuple[Outcome, str]:
-        """The outcome of an ended stream. ``broken`` is the reason if the server sent none."""
+    def ending(self, broken: str, message: str) -> tuple[Outcome, str, str]:
+        """The outcome, reason and message of an ended stream; the arguments hold if the server sent none."""
         if self.failure is not None:
-            return Outcome.PREEMPTED, self.failure.name
-        return (Outcome.SERVED, "") if self.is_finished else (Outcome.BROKEN, broken)
+            name = self.failure.name
+            outcome = Outcome.PREEMPTED if name in PREEMPTED else Outcome.ERROR
+            return outcome, name, causes.line(self.failure.message)
+        if not self.is_finished:
+            return Outcome.BROKEN, broken, message
+        has_tokens = self._events or (self._usage is not None and self._usage.completion_tokens)
+        return (Outcome.SERVED, "", "") if has_tokens else (Outcome.ERROR, "no token", self.unread)
 
     def close(self) -> None:
         """Record the observations in the attempt."""

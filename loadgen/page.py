@@ -28,6 +28,7 @@ th,td{padding:.3rem .45rem;text-align:right;white-space:nowrap;border-top:1px so
 th:first-child{text-align:left;position:sticky;left:0;background:var(--page)}
 th{font-weight:600}
 .left{text-align:left}
+.long{white-space:normal;min-width:20rem}
 td small{display:block;font-size:.78em}
 .plots{display:grid;gap:1.2rem;grid-template-columns:minmax(0,1fr)}
 figure{margin:0;min-width:0}

@@ -36,12 +36,12 @@ class Outcome(StrEnum):
     UNAVAILABLE = "unavailable"
     """Status 503, or 529 of Anthropic's API."""
     ERROR = "error"
-    """Any other status than success."""
+    """Any other status than success, an error event in a stream, or a response without a completion."""
     BROKEN = "broken"
     """The connection could not be opened, or ended before the response."""
     TIMEOUT = "timeout"
     PREEMPTED = "preempted"
-    """An error event in a stream that had begun."""
+    """An error event with the code ``preempted``: a request with a guarantee needed the capacity."""
     CANCELLED = "cancelled"
     """The client ended it, as the scenario's ``cancel`` says."""
     CUT = "cut"
@@ -76,7 +76,9 @@ class Attempt(msgspec.Struct, omit_defaults=True):
     status: int = 0
     """0 without a response."""
     reason: str = ""
-    """``x-tokenpool-reason``, or else the error's code."""
+    """``x-tokenpool-reason``, or else the error's code, or a name of the failure (see `causes`)."""
+    message: str = ""
+    """The words of the server or of the library about a failure, as one line."""
     retry_after_s: float | None = None
     first_s: float | None = None
     """The time of the first token."""

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
-from loadgen import words
+from loadgen import failures, words
 from loadgen.page import page, plots, warning
 from loadgen.plots import Band, Frame, Mark, Series, curves, layers, log_ticks
 from loadgen.records import EntitlementSample, Meta, Outcome, Run, Sample
@@ -44,6 +44,8 @@ def notes(meta: Meta, summary: Summary) -> list[str]:
     found = [f"This run {complaint}." for complaint in meta.complaints]
     if meta.is_interrupted:
         found.append(f"Interrupted after {meta.ended_s:.0f} of {meta.duration_s:.0f} s.")
+    if not summary.served:
+        found.insert(0, nothing_served(summary))
     totals = [cell for cell in summary.cells if cell.phase == WHOLE and cell.tenant != EVERYONE]
     if short := sum(cell.short for cell in totals):
         found.append(f"{short} responses were shorter than requested: the engine does not obey ignore_eos.")
@@ -56,6 +58,13 @@ def notes(meta: Meta, summary: Summary) -> list[str]:
     found += [f"{count} reads of {url} failed." for url, count in meta.unread_states.items()]
     failed = [fault for fault in meta.faults if fault.result != "done"]
     return found + [f"The fault '{fault.what}' {fault.result}." for fault in failed]
+
+
+def nothing_served(summary: Summary) -> str:
+    """Why a run measured nothing."""
+    if not summary.failures:
+        return "Nothing was served: no request was due. Raise a rate or the duration."
+    return f"Nothing was served: {summary.failures[0].reason}. No latency was measured."
 
 
 def counts(cell: Cell) -> list[str]:
@@ -88,7 +97,8 @@ def text(meta: Meta, summary: Summary) -> str:
         f"the generator used {meta.cpu:.0%} of a core"
     )
     warnings = [f"! {note}" for note in notes(meta, summary)]
-    return "\n".join([words.text_table((*_HEAD, *shown), rows), lag, *_remarks(meta, summary), *warnings])
+    remarks = [*_remarks(meta, summary), *failures.text(summary.failures)]
+    return "\n".join([words.text_table((*_HEAD, *shown), rows), lag, *remarks, *warnings])
 
 
 def _remarks(meta: Meta, summary: Summary) -> list[str]:
@@ -115,6 +125,7 @@ def html(run: Run, summary: Summary) -> str:
         "<h2>In numbers</h2>",
         *(f'<p class="soft note">{escape(remark)}</p>' for remark in _remarks(meta, summary)),
         _numbers(summary),
+        *(["<h2>Not served</h2>", failures.table(summary.failures)] if summary.failures else []),
         "<h2>Time to first token, by tenant</h2>",
         plots(_latencies(run, windows, frame), pairs=True),
         "<h2>Throughput and sheds</h2>",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from loadgen.endpoints.dialect import KEY_HEADERS
 from loadgen.endpoints.table import DIALECTS
 from loadgen.fields import Field
 from loadgen.scenario import Endpoint, Header
@@ -16,7 +17,6 @@ from loadgen.scenario import Endpoint, Header
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 """Matches the name of a header (RFC 9110, section 5.6.2)."""
 _OWN_HEADERS = frozenset({"connection", "content-length", "content-type", "host", "transfer-encoding"})
-_KEY_HEADERS = frozenset({"authorization", "x-api-key"})
 _OWN_FIELDS = {
     "model": "model",
     "stream": "stream",
@@ -76,7 +76,7 @@ def _header(field: Field, name: str, environment: Mapping[str, str], has_key: bo
         field.fail("is not the name of a header", "use letters, digits and dashes")
     if name.lower() in _OWN_HEADERS:
         field.fail("is a header that loadgen sets itself", "remove it")
-    if has_key and name.lower() in _KEY_HEADERS:
+    if has_key and name.lower() in KEY_HEADERS:
         field.fail("is a header for keys, and the tenant has a key", "remove the header or 'key:'")
     return Header(name, secret(field, environment))
 

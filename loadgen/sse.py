@@ -59,8 +59,9 @@ class Failure(msgspec.Struct):
 
     @property
     def name(self) -> str:
-        """A short name: the code, or else the type."""
-        return str(self.code or self.type or "error")
+        """A short name: the code, or else the type. vLLM's code is only the status."""
+        code = "" if isinstance(self.code, int) or (self.code or "").isdigit() else self.code
+        return str(code or self.type or self.code or "error")
 
 
 class Event(msgspec.Struct):

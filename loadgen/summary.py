@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from loadgen import prompt_lengths
+from loadgen.failures import Failure, failures
 from loadgen.records import Attempt, Meta, Outcome, Run
 from loadgen.statistics import (
     Estimate,
@@ -85,8 +86,15 @@ class Summary(msgspec.Struct, frozen=True):
     fairness: float
     """Jain's index over the tenants' tokens."""
     cells: list[Cell]
+    failures: list[Failure] = []
+    """The reasons of attempts that were not served, the most frequent first."""
     notes: list[str] = []
     """Findings about the requests, in sentences."""
+
+    @property
+    def served(self) -> int:
+        """The number of requests that were served."""
+        return sum(c.ended(Outcome.SERVED) for c in self.cells if c.phase == WHOLE and c.tenant != EVERYONE)
 
     def cell(self, tenant: str, phase: str) -> Cell | None:
         """The cell of a tenant and phase."""
@@ -157,15 +165,9 @@ def summarise(run: Run) -> Summary:
     cells = [_cell(meta, name, span, attempts) for name, attempts in groups.items() for span in spans(meta)]
     totals = [float(sum(a.tokens for a in attempts if a.is_measured)) for attempts in by_tenant.values()]
     return Summary(
-        meta.label,
-        meta.name,
-        meta.seed,
-        meta.complaints,
-        meta.is_interrupted,
-        jain(totals),
-        cells,
-        prompt_lengths.findings(run),
-    )
+        meta.label, meta.name, meta.seed, meta.complaints, meta.is_interrupted, jain(totals), cells,
+        failures(run.attempts), prompt_lengths.findings(run),
+    )  # fmt: skip
 
 
 def _cell(meta: Meta, tenant: str, span: Span, attempts: Sequence[Attempt]) -> Cell:

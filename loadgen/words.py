@@ -8,6 +8,8 @@ from html import escape
 from loadgen.statistics import Estimate
 
 NOTHING = "-"
+_LONG = 60
+"""Characters above which a cell of a page's table has several lines."""
 
 
 def seconds(value: float) -> str:
@@ -86,4 +88,6 @@ def _cells(row: Sequence[str], left: int) -> str:
 
 def _cell(cell: str, side: str) -> str:
     value, _, small = cell.partition("\n")
+    if len(value) > _LONG:
+        side = ' class="left long"'
     return f"<td{side}>{escape(value)}{f'<small>{escape(small)}</small>' if small else ''}</td>"

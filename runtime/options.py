@@ -342,3 +342,13 @@ _READERS: dict[Any, Reader] = {
     Origin: upstream,
 }
 """The reader of each type of field, for options that name no other."""
+
+
+def check_pair(one: str, first: Path | None, other: str, second: Path | None) -> None:
+    """Check that a certificate and its key are given together, or neither. Raises ``SettingsError``.
+
+    ``one`` and ``other`` are the names of their options.
+    """
+    if (first is None) != (second is None):
+        missing, given = (one, other) if first is None else (other, one)
+        raise SettingsError(f"{given} is given without {missing}; a certificate and its key go together")

@@ -6,6 +6,8 @@ The sidecar reads only what changed. Where no credential was ever issued, nothin
 
 A lease store that is away or empty changes nothing: the last known credentials stay in force. So a revoked
 key stays revoked, and a new sidecar knows no issued key until the store answers.
+
+Credentials that ended long ago are forgotten. Coordinators remove them from the lease store.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ import hashlib
 import logging
 import math
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from sidecar.identity import Credential
+from tokenpool.credentials import KEEP_ENDED_S, PURGE_MARGIN_S
 from tokenpool.leases.credential_feed import PAGE, CredentialEntry, FeedState
 from tokenpool.leases.wire import WireError, decode_credential
 from tokenpool.store import Store, StoreDown
@@ -28,6 +33,8 @@ log = logging.getLogger(__name__)
 
 PER_STEP = 50
 """Credentials that are applied in one step: about 0.1 ms."""
+PER_SWEEP = 1000
+"""Credentials that are looked at in one step of a sweep: about 0.1 ms."""
 PAUSE_S = 0.1
 """Seconds between two reads: 50 changes in a second cost a sidecar 10 reads."""
 
@@ -39,11 +46,13 @@ class IssuedKeys:
     look-up reveals nothing about a digest.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, wall_clock: Callable[[], float] = time.time) -> None:
         self._store = store
+        self._wall_clock = wall_clock
         self._by_digest: dict[bytes, Credential] = {}
-        self._revoked: set[bytes] = set()
-        """The digests of revoked keys. After a loss, a coordinator may first restore an older record."""
+        self._revoked: dict[bytes, float] = {}
+        """The digests of revoked keys, with the times of revocation. After a loss, a coordinator may first
+        restore an older record."""
         self._generation = self._sequence = 0
         self._announced = ""
         """The state of the feed in the last answer of the lease store."""
@@ -104,7 +113,22 @@ class IssuedKeys:
                     await asyncio.sleep(0)
             if len(page.entries) < PAGE:
                 self._read_up_to = str(page.state)
+                if len(self._by_digest) + len(self._revoked) > page.state.records:
+                    await self._forget_ended()
                 return
+
+    async def _forget_ended(self) -> None:
+        """Forget credentials that ended long ago, as the coordinators do."""
+        before = self._wall_clock() - KEEP_ENDED_S + PURGE_MARGIN_S
+        ended: list[bytes] = []
+        known = iter(self._by_digest.items())  # only the reader changes it
+        while part := list(islice(known, PER_SWEEP)):
+            ended += [digest for digest, each in part if each.ends_at < before]
+            await asyncio.sleep(0)
+        for digest in ended:
+            del self._by_digest[digest]
+        for digest in [digest for digest, at in self._revoked.items() if at < before]:
+            del self._revoked[digest]
 
     def _apply(self, entry: CredentialEntry) -> None:
         try:
@@ -122,7 +146,7 @@ class IssuedKeys:
             )
             return
         if record.revoked_at is not None:
-            self._revoked.add(record.digest)
+            self._revoked[record.digest] = record.revoked_at
             if known is not None:
                 known.ends_at = -math.inf  # requests with a cached head see this
                 del self._by_digest[record.digest]

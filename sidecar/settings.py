@@ -241,8 +241,10 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
         raise SettingsError("--store and --store-file are both given; remove one of them")
     if made.store_password_file is not None and not made.has_store:
         raise SettingsError("--store-password-file needs --store redis://... or --store-file")
-    _go_together("--tls-cert", made.tls_cert, "--tls-key", made.tls_key)
-    _go_together("--upstream-tls-cert", made.upstream_tls_cert, "--upstream-tls-key", made.upstream_tls_key)
+    options.check_pair("--tls-cert", made.tls_cert, "--tls-key", made.tls_key)
+    options.check_pair(
+        "--upstream-tls-cert", made.upstream_tls_cert, "--upstream-tls-key", made.upstream_tls_key
+    )
     buffered = made.max_buffered_bytes
     if buffered is not None and made.entitlement_share * buffered <= made.max_body_bytes:
         raise SettingsError(
@@ -253,9 +255,3 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
         if getattr(made, name) is not None and not made.upstream.tls:
             raise SettingsError(f"{options.flag(name)} needs an https --upstream, not {made.upstream.url}")
     return made
-
-
-def _go_together(one: str, first: Path | None, other: str, second: Path | None) -> None:
-    if (first is None) != (second is None):
-        missing, given = (one, other) if first is None else (other, one)
-        raise SettingsError(f"{given} is given without {missing}; a certificate and its key go together")

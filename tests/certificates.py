@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 
-def certify(folder: Path, name: str, *, address: str = "IP:127.0.0.1") -> tuple[Path, Path]:
+def certify(folder: Path, name: str, *, address: str = "IP:127.0.0.1", days: int = 2) -> tuple[Path, Path]:
     """A self-signed certificate for 127.0.0.1, in the files that cert-manager's Secret has."""
     cert, key = folder / "tls.crt", folder / "tls.key"
     command = (
-        f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={name}"
+        f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days {days} -subj /CN={name}"
         f" -addext subjectAltName={address}"
     )
     openssl(*command.split(), "-keyout", str(key), "-out", str(cert))

@@ -20,6 +20,12 @@ KEY_BYTES = 32
 """The random bytes of an issued key."""
 LONGEST_NOTE = 200
 """The most characters of a note."""
+KEEP_ENDED_S = 90 * 86400.0
+"""The seconds for which an expired or revoked credential is kept. Then all processes forget it.
+
+Its changes stay in the table of changes."""
+PURGE_MARGIN_S = 3600.0
+"""The largest difference in seconds between the times at which two processes forget a credential."""
 
 
 class CredentialState(StrEnum):
@@ -73,6 +79,13 @@ class CredentialRecord(msgspec.Struct, frozen=True, kw_only=True):
         if self.expires_at is not None and self.expires_at <= now:
             return CredentialState.EXPIRED
         return CredentialState.ACTIVE
+
+    @property
+    def ended_at(self) -> float | None:
+        """The time from which it is refused; ``None`` if it never ends. It may be in the future."""
+        if self.revoked_at is None or self.expires_at is None:
+            return self.revoked_at if self.expires_at is None else self.expires_at
+        return min(self.revoked_at, self.expires_at)
 
     def revoked(self, now: float, by: str) -> CredentialRecord:
         """The record after its revocation by an administrator."""

@@ -346,8 +346,8 @@ def from_the_bottom(groups: Sequence[Group]) -> list[Group]:
 
 def chain(name: str | None, groups: Mapping[str, Group]) -> list[Group]:
     """A group and the groups above it, from the bottom. It ends at a name that is unknown or was seen."""
-    found: list[Group] = []
-    while name is not None and (group := groups.get(name)) is not None and group not in found:
-        found.append(group)
+    found: dict[str, Group] = {}
+    while name is not None and name not in found and (group := groups.get(name)) is not None:
+        found[name] = group
         name = group.parent
-    return found
+    return list(found.values())

@@ -22,12 +22,16 @@ ANSWER_S = 10.0
 """The longest wait for the result of a call, in seconds."""
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS credentials (id TEXT PRIMARY KEY, pool TEXT NOT NULL,"
-    " entitlement TEXT NOT NULL, digest TEXT NOT NULL, version BIGINT NOT NULL, content TEXT NOT NULL)",
+    " entitlement TEXT NOT NULL, digest TEXT NOT NULL, version BIGINT NOT NULL, content TEXT NOT NULL,"
+    " ended_at DOUBLE PRECISION)",
     "CREATE INDEX IF NOT EXISTS credentials_by_pool ON credentials (pool, id)",
     # It has all that the sums need: 8 ms with 100,000 credentials, in place of 150 ms.
     "CREATE INDEX IF NOT EXISTS credentials_by_version ON credentials (pool, version)",
     "CREATE INDEX IF NOT EXISTS credentials_by_entitlement ON credentials (entitlement, id)",
     "CREATE INDEX IF NOT EXISTS credentials_by_digest ON credentials (digest)",
+    "CREATE INDEX IF NOT EXISTS credentials_by_end ON credentials (pool, ended_at)",
+    "CREATE TABLE IF NOT EXISTS credential_feeds (pool TEXT PRIMARY KEY,"
+    " followed_at DOUBLE PRECISION NOT NULL)",
     "CREATE TABLE IF NOT EXISTS credential_changes (credential TEXT NOT NULL, version BIGINT NOT NULL,"
     " at DOUBLE PRECISION NOT NULL, administrator TEXT NOT NULL, change TEXT NOT NULL, pool TEXT NOT NULL,"
     " entitlement TEXT NOT NULL, PRIMARY KEY (version, credential))",
@@ -87,6 +91,18 @@ class CredentialStore(Protocol):
     async def sums(self, pool: str) -> Sums:
         """The sums over all credentials of a pool."""
 
+    async def ended(self, pool: str, before: float, count: int) -> list[StoredCredential]:
+        """At most ``count`` credentials of a pool that ended before this time, in seconds of Unix time."""
+
+    async def remove(self, stored: Sequence[StoredCredential]) -> None:
+        """Remove credentials of these versions. A later version stays, and so do all changes."""
+
+    async def discard(self, pool: str) -> None:
+        """Remove all credentials of a pool."""
+
+    async def follow(self, pool: str, now: float) -> float | None:
+        """Note that the copy of a pool is followed now. Returns the former time; ``None`` for a new copy."""
+
     async def changes(self, after: tuple[int, str], count: int) -> list[ChangeRow]:
         """At most ``count`` changes after this version and credential, in the order of their versions.
 
@@ -144,6 +160,27 @@ class SqlCredentials:
         [(records, total)] = await self._run(lambda statements: statements.run(query, [pool]))
         return Sums(records, int(total) % CHECK_MODULUS)
 
+    async def ended(self, pool: str, before: float, count: int) -> list[StoredCredential]:
+        """See ``CredentialStore``."""
+        query = (
+            f"SELECT {_COLUMNS} FROM credentials WHERE pool = ? AND ended_at < ?"
+            f" ORDER BY ended_at LIMIT {count}"
+        )
+        return [_stored(row) for row in await self._run(lambda each: each.run(query, [pool, before]))]
+
+    async def remove(self, stored: Sequence[StoredCredential]) -> None:
+        """See ``CredentialStore``."""
+        await self._run(lambda statements: _remove(statements, stored))
+
+    async def discard(self, pool: str) -> None:
+        """See ``CredentialStore``."""
+        query = "DELETE FROM credentials WHERE pool = ?"
+        await self._run(lambda statements: statements.changed(query, [pool]))
+
+    async def follow(self, pool: str, now: float) -> float | None:
+        """See ``CredentialStore``."""
+        return await self._run(lambda statements: _follow(statements, pool, now))
+
     async def changes(self, after: tuple[int, str], count: int) -> list[ChangeRow]:
         """See ``CredentialStore``."""
         query = (
@@ -167,12 +204,13 @@ def _write(statements: Statements, stored: Sequence[StoredCredential]) -> None:
     # Two coordinators may write the same credentials. In one order they never wait for each other mutually.
     ordered = sorted(stored, key=lambda each: each.record.id)
     rows: list[Sequence[Any]] = [
-        (r.id, pool, r.entitlement, r.digest.hex(), version, msgspec.json.encode(r).decode())
+        (r.id, pool, r.entitlement, r.digest.hex(), version, msgspec.json.encode(r).decode(), r.ended_at)
         for pool, version, r in ordered
     ]
     statements.run(
-        f"INSERT INTO credentials (id, pool, entitlement, digest, version, content) VALUES {places(rows)}"
-        " ON CONFLICT (id) DO UPDATE SET version = excluded.version, content = excluded.content"
+        "INSERT INTO credentials (id, pool, entitlement, digest, version, content, ended_at)"
+        f" VALUES {places(rows)} ON CONFLICT (id) DO UPDATE"
+        " SET version = excluded.version, content = excluded.content, ended_at = excluded.ended_at"
         " WHERE excluded.version > credentials.version AND excluded.pool = credentials.pool",
         [value for row in rows for value in row],
     )
@@ -185,6 +223,23 @@ def _write(statements: Statements, stored: Sequence[StoredCredential]) -> None:
         " ON CONFLICT (version, credential) DO NOTHING",
         [value for row in rows for value in row],
     )
+
+
+def _remove(statements: Statements, stored: Sequence[StoredCredential]) -> None:
+    for pool, version, record in sorted(stored, key=lambda each: each.record.id):
+        statements.changed(
+            "DELETE FROM credentials WHERE id = ? AND pool = ? AND version = ?", [record.id, pool, version]
+        )
+
+
+def _follow(statements: Statements, pool: str, now: float) -> float | None:
+    rows = statements.run("SELECT followed_at FROM credential_feeds WHERE pool = ?", [pool])
+    statements.run(
+        "INSERT INTO credential_feeds (pool, followed_at) VALUES (?, ?)"
+        " ON CONFLICT (pool) DO UPDATE SET followed_at = excluded.followed_at",
+        [pool, now],
+    )
+    return float(rows[0][0]) if rows else None
 
 
 def _stored(row: Sequence[Any]) -> StoredCredential:

@@ -4,6 +4,8 @@ A change is written to the lease store first, which orders the changes of all co
 to the database, and only then confirmed. Sidecars read the lease store. Every coordinator copies the changes
 of the others to its own database. If a lease store has lost records, each coordinator restores its own: the
 leader at once, the others after ``RESTORE_AFTER_S``. A record of a later version always wins.
+
+Credentials that ended more than ``KEEP_ENDED_S`` ago are removed everywhere.
 """
 
 from __future__ import annotations
@@ -18,8 +20,14 @@ from typing import Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from coordinator.credentials.database import CredentialStore, DatabaseFailed, StoredCredential, Sums
-from tokenpool.credentials import CredentialRecord, CredentialState
-from tokenpool.leases.credential_feed import PAGE, CredentialPut, FeedState
+from tokenpool.credentials import (
+    KEEP_ENDED_S,
+    PURGE_MARGIN_S,
+    Change,
+    CredentialRecord,
+    CredentialState,
+)
+from tokenpool.leases.credential_feed import PAGE, CredentialPut, CredentialRemoval, FeedState
 from tokenpool.leases.wire import WireError, decode_credential, encode_credential
 from tokenpool.store import Store, StoreDown
 
@@ -35,6 +43,8 @@ OWN_S = 10.0
 """Seconds for which a coordinator restores its own changes at once, if the lease store has lost records."""
 RESTORE_AGAIN_S = 10.0
 """Seconds until a restoration that did not help is repeated."""
+PURGE_EVERY_S = 3600.0
+"""Seconds between two removals of credentials that ended long ago."""
 MOST_ATTEMPTS = 5
 """The times that a change is tried, if other changes of the same credential are faster."""
 
@@ -66,10 +76,18 @@ class ChangeRefused(Exception):
 class PoolFeed:
     """The copy of one pool's feed in the database."""
 
-    def __init__(self, pool: str, database: CredentialStore, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        pool: str,
+        database: CredentialStore,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
         self._pool = pool
         self._database = database
         self._clock = clock
+        self._wall_clock = wall_clock
+        self._purge_at = -math.inf
         self._generation = self._sequence = 0
         self._sums: Sums | None = None
         self._differs_since: float | None = None
@@ -81,13 +99,23 @@ class PoolFeed:
         self.state = FeedState()
         self.restored = 0
         """Records that were restored to the lease store."""
+        self.purged = 0
+        """Records that this coordinator removed, because they ended long ago."""
         self.problem = ""
         """The reason why both are not in step; empty if they are."""
 
     async def follow(self, led: Led) -> None:
         """Copy what changed, and restore what is lost. Raises ``StoreDown`` and ``DatabaseFailed``."""
         async with self._reading:
+            now = self._clock()
+            is_purge_due = now >= self._purge_at
+            if is_purge_due:
+                await self._check_age(led.store)
             await self._read(led.store)
+            if is_purge_due:
+                self._purge_at = now + PURGE_EVERY_S
+                if await self._purge(led.store, KEEP_ENDED_S):
+                    await self._read(led.store)
             await self._compare(led)
 
     async def changed(self, stored: StoredCredential) -> None:
@@ -126,21 +154,67 @@ class PoolFeed:
             if len(page.entries) < PAGE:
                 return
 
-    async def _compare(self, led: Led) -> None:
-        """Restore the database's records, if the lease store has others."""
+    async def _check_age(self, store: Store) -> None:
+        """Discard a copy that was away for longer than ended credentials are kept.
+
+        It may have a key as active that was revoked and forgotten meanwhile. Without a copy in the lease
+        store it is the only one, and stays.
+        """
+        now = self._wall_clock()
+        followed_at = await self._database.follow(self._pool, now)
+        if followed_at is None or now - followed_at < KEEP_ENDED_S - PURGE_MARGIN_S:
+            return
+        if (await store.credentials(self._sequence)).state.generation:
+            await self._database.discard(self._pool)
+            self._sums, self._sequence = None, 0
+            log.warning(
+                "the copy of the credentials was not followed for too long; the lease store's replaces it",
+                extra={"pool": self._pool, "days": round((now - followed_at) / 86400)},
+            )
+
+    async def _purge(self, store: Store, kept_s: float) -> bool:
+        """Remove what ended more than ``kept_s`` ago, everywhere. Returns whether there was anything."""
+        before, found = self._wall_clock() - kept_s, False
+        while rows := await self._database.ended(self._pool, before, PAGE):
+            await store.remove_credentials([CredentialRemoval(each.record.id, each.version) for each in rows])
+            self._sums = None
+            await self._database.remove(rows)
+            self._sums = None
+            self.purged += len(rows)
+            found = True
+        return found
+
+    async def _is_in_step(self) -> bool:
+        """Whether the lease store and the database have the same records, by their sums."""
         there = Sums(self.state.records, self.state.check)
         if self._sums != there:
             self._sums = await self._database.sums(self._pool)  # another process may share the database
         if self._sums == there:
-            self._differs_since, self.problem = None, ""
-            return
-        now = self._clock()
-        if self._differs_since is None:
-            self._differs_since = now
+            self.problem = ""
+            return True
         self.problem = (
             f"the lease store has {there.records} credentials of pool {self._pool!r}, and the database"
             f" {self._sums.records}, or other versions"
         )
+        return False
+
+    async def _compare(self, led: Led) -> None:
+        """Restore the database's records, if the lease store has others."""
+        in_step = await self._is_in_step()
+        # Another coordinator may have removed records that this one would remove within the hour.
+        if (
+            not in_step
+            and self._differs_since is None
+            and await self._purge(led.store, KEEP_ENDED_S - PURGE_MARGIN_S)
+        ):
+            await self._read(led.store)
+            in_step = await self._is_in_step()
+        if in_step:
+            self._differs_since = None
+            return
+        now = self._clock()
+        if self._differs_since is None:
+            self._differs_since = now
         # No other coordinator may have its last changes yet. One of them may be a revocation.
         await self._put(led.store, [each for at, each in self._own.values() if at > now - OWN_S])
         waited_s = 0.0 if led.epoch else RESTORE_AFTER_S
@@ -219,7 +293,7 @@ class Keeper:
         self._problems[pool] = problem
 
     def _feed(self, pool: str) -> PoolFeed:
-        return self._feeds.setdefault(pool, PoolFeed(pool, self.database, self._clock))
+        return self._feeds.setdefault(pool, PoolFeed(pool, self.database, self._clock, self.wall_clock))
 
     def problems(self) -> list[str]:
         """The reasons why the database and a lease store are not in step."""
@@ -251,6 +325,11 @@ class Keeper:
         pool = self._pool_of(successor.entitlement)
         known = await self._same(successor)
         if known is not None:
+            # The first request may have failed between its two changes.
+            old = await self.get(name)
+            is_active = old.record.state(self.wall_clock()) is CredentialState.ACTIVE
+            if is_active and old.record.change is not Change.ROTATED:
+                self._confirmed(await self._write_ended(name, successor, overlap_s))
             return known, False
         await self._write_ended(name, successor, overlap_s, dry=True)
         stored = await self._write(pool, successor)
@@ -396,9 +475,15 @@ class Keeper:
             "Credentials that this coordinator restored to the lease store.",
             labels=("pool",),
         )
+        purged = CounterMetricFamily(
+            "tokenpool_credential_records_purged",
+            "Credentials that this coordinator removed, because they ended long ago.",
+            labels=("pool",),
+        )
         for pool in self._leaders():
             feed = self._feed(pool)
             count.add_metric((pool,), feed.state.records)
             in_step.add_metric((pool,), float(not feed.problem and pool not in self._problems))
             restored.add_metric((pool,), feed.restored)
-        yield from (changes, count, in_step, restored)
+            purged.add_metric((pool,), feed.purged)
+        yield from (changes, count, in_step, restored, purged)

@@ -16,6 +16,8 @@ from loadgen.sse import Failure, Usage
 
 Piece = str | msgspec.Raw
 """One input: a text, or a JSON list of token ids."""
+KEY_HEADERS = ("authorization", "x-api-key")
+"""The headers that may contain a key."""
 Message = tuple[str, Piece]
 """The role and the content of a message."""
 

@@ -335,7 +335,7 @@ class Controller:
             now,
             streams=parsed.streams,
             refusal=reason,
-            budgets=account.budgets,
+            budgets=self._budgets(account, credential),
         )
         if ticket.verdict is not None:
             self._telemetry.shadowed(account, ticket.verdict)

@@ -52,8 +52,6 @@ class Spool:
         """The batch that takes further records. It is the last one of those that wait, until it is taken."""
         self._number = 0
         self._unsynced: set[Path] = set()
-        self._adopted: set[Path] = set()
-        """The files of other processes among the batches."""
         self.size = 0
         """The bytes of all batches that are not removed, sent or not."""
         self._in_memory = 0
@@ -113,7 +111,7 @@ class Spool:
             for name in names:
                 match = _BATCH.fullmatch(name)
                 path = self._folder / name
-                if match is not None and match[1] not in living and path not in self._adopted:
+                if match is not None and match[1] not in living:
                     self._adopt(path)
         except OSError as error:
             self._fail(error)
@@ -126,14 +124,22 @@ class Spool:
         return len(left) - len(refused)
 
     def _adopt(self, path: Path) -> None:
-        size = path.stat().st_size
-        if not size:
-            path.unlink(missing_ok=True)
-            return
+        """Take over one batch. Its file gets a name of this process, so that no other process takes it."""
         self._number += 1
-        self._adopted.add(path)
-        self._waiting.append(Batch(self._number, path, size=size))
+        own = self._path(self._number)
+        try:
+            path.rename(own)
+        except FileNotFoundError:
+            return  # another process was faster
+        size = own.stat().st_size
+        if not size:
+            own.unlink(missing_ok=True)
+            return
+        self._waiting.append(Batch(self._number, own, size=size))
         self.size += size
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{self._process}-{number}.batch"
 
     # --- records ---
 
@@ -174,8 +180,7 @@ class Spool:
 
     def _next(self) -> Batch:
         self._number += 1
-        path = None if self.error else self._folder / f"{self._process}-{self._number}.batch"
-        self._last = Batch(self._number, path)
+        self._last = Batch(self._number, None if self.error else self._path(self._number))
         self._waiting.append(self._last)
         return self._last
 
@@ -236,7 +241,6 @@ class Spool:
             self._in_memory -= batch.size
         else:
             self._unsynced.discard(batch.path)
-            self._adopted.discard(batch.path)
             try:
                 batch.path.unlink(missing_ok=True)
             except OSError as error:

@@ -7,7 +7,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 
-from tokenpool.leases.credential_feed import CredentialFeed, CredentialPage, CredentialPut
+from tokenpool.leases.credential_feed import (
+    CredentialFeed,
+    CredentialPage,
+    CredentialPut,
+    CredentialRemoval,
+)
 from tokenpool.leases.messages import (
     CREDENTIALS,
     Answer,
@@ -54,6 +59,10 @@ class MemoryStore:
         for holder, queue in self._listeners.items():
             queue.put_nowait(Push(holder, CREDENTIALS, ""))
         return written
+
+    async def remove_credentials(self, removals: Sequence[CredentialRemoval]) -> None:
+        """See ``Store``."""
+        self.feed.remove(removals)
 
     async def listen(self, holder: str) -> AsyncIterator[Push]:
         """See ``Store``."""

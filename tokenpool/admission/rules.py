@@ -260,6 +260,14 @@ def _over_gauge(account: Account, cost: Cost, dimension: Dimension) -> Shed:
     )
 
 
+def has_room_here(ledger: Ledger, cost: Cost, room: EngineRoom) -> bool:
+    """Whether the engine here has room for a request that is beyond its assured share."""
+    sequences = ledger.concurrency_in_use + room.foreign_sequences + cost.sequences
+    kv_tokens = ledger.kv_in_use + room.foreign_kv_tokens + cost.kv_tokens
+    slots = 0.0 if room.is_down else room.slots - room.reserved_slots
+    return sequences <= slots and kv_tokens <= room.kv_tokens
+
+
 def engine_full(
     ledger: Ledger,
     account: Account,

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tokenpool.accounting.account import Account
-from tokenpool.accounting.bucket import TokenBucket
-from tokenpool.accounting.group_accounts import has_room
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.shadow import Shadow, refused
 from tokenpool.accounting.ticket import Place, Ticket
@@ -27,25 +25,25 @@ from tokenpool.admission.queue import AdmissionQueue
 from tokenpool.admission.rules import (
     EngineQueue,
     Shed,
-    account_never_fits,
     admit,
-    count_offer,
     engine_full,
-    over_limit,
-    over_pool_limit,
+    has_room_here,
     over_quota,
     refused_with_any_lease,
 )
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.capacity.slo_controller import SloController
+from tokenpool.control.arrival import Arrival
 from tokenpool.control.effects import Effects
 from tokenpool.control.guests import GUEST_ASK, Guests
+from tokenpool.control.lending import Lending
 from tokenpool.control.preferring import Preferred, Preferring
 from tokenpool.control.quota_waits import QuotaWaits
+from tokenpool.control.shadow_decisions import ShadowDecisions
 from tokenpool.entitlements import Tier
 from tokenpool.leases.leases import Leases
-from tokenpool.leases.messages import MOST_ROOM, POOL_BUCKET_S, ReplicaRoom
-from tokenpool.outcomes import Decision, Ending, Reason, Verdict
+from tokenpool.leases.messages import MOST_ROOM, ReplicaRoom
+from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Ask, Cost, Usage
 from tokenpool.quotas.budget import Budget, Exhausted, QuotaHold
@@ -91,10 +89,9 @@ class AdmissionControl:
         """``HOST:PORT`` of the peer port; empty if other replicas cannot hand requests over to this one."""
         self.is_serving = False
         """Whether the engine is up, and the sidecar is not stopping."""
-        self._pool_tokens = TokenBucket(now)
-        """A lone sidecar's bucket of its engine's throughput, like that of a pool in the lease store."""
-        self._spent_seen = 0.0
-        """The part of ``ledger.spent`` that this bucket has paid."""
+        self.lending = Lending(self.ledger, queue, now)
+        """Lends room of the engine beyond limits, without a lease store."""
+        self._shadow = ShadowDecisions(self.ledger, queue, self.lending, leases, placement)
         self.room = EngineRoom(0.0, 0.0)
         """The engine's room, with reserved slots and queues."""
         self.slo = SloController(now)
@@ -151,43 +148,35 @@ class AdmissionControl:
         keeps its deadline, its demand is counted already, and it is not handed over for a cache only.
         ``budgets`` are those of its quotas. They are decided first, and hold its cost until its end.
         """
+        arrival = Arrival(account, ask, cost, body, request, streams=streams, arrived_at=arrived_at)
         if not budgets:
-            return self._offer(account, ask, cost, now, body, request, streams, arrived_at)
+            return self._offer(arrival, now)
         quotas = self.quota_waits
         assert quotas is not None
         found = quotas.quotas.cover(budgets, cost.throughput, now)
         if isinstance(found, Exhausted):
             return over_quota(found)
         if found is None:
-            pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
+            pending = self._pending(arrival, now)
             quotas.begin(pending, budgets, now)
             return pending
-        outcome = self._offer(account, ask, cost, now, body, request, streams, arrived_at)
+        outcome = self._offer(arrival, now)
         if isinstance(outcome, Shed):
             found.settle(0.0)
         else:
             outcome.hold = found
         return outcome
 
-    def _offer(
-        self,
-        account: Account,
-        ask: Ask,
-        cost: Cost,
-        now: float,
-        body: bytes,
-        request: object,
-        streams: bool,
-        arrived_at: float | None,
-    ) -> Ticket | PendingRequest | Shed:
+    def _offer(self, arrival: Arrival, now: float) -> Ticket | PendingRequest | Shed:
         """Decide a request that its quotas cover, or make it wait."""
+        account, cost = arrival.account, arrival.cost
         if not account.is_active:
             self.active.touch(account, now)
         leases = self.leases
         if leases is not None and not leases.covers(account, cost, now):
-            pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
+            pending = self._pending(arrival, now)
             if not self._has_room_elsewhere(cost, now):
-                is_retry = account.retries.is_retry(body, now)
+                is_retry = account.retries.is_retry(arrival.body, now)
                 shed = refused_with_any_lease(
                     self.ledger, account, cost, self.room, is_retry=is_retry, is_counted=pending.is_counted
                 )
@@ -197,37 +186,29 @@ class AdmissionControl:
             if leases.wait(pending, max(pending.leaves_by - now, 0.0), now):
                 return pending
         elif self.queue.has_waiting(account):
-            pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
+            pending = self._pending(arrival, now)
             if self._enter(pending, None, now):
                 account.return_loan()
                 return pending
-        return self._offer_now(account, ask, cost, now, body, request, streams, arrived_at)
+        return self._offer_now(arrival, now)
 
-    def _offer_now(
-        self,
-        account: Account,
-        ask: Ask,
-        cost: Cost,
-        now: float,
-        body: bytes,
-        request: object,
-        streams: bool,
-        arrived_at: float | None,
-    ) -> Ticket | PendingRequest | Shed:
+    def _offer_now(self, arrival: Arrival, now: float) -> Ticket | PendingRequest | Shed:
         """Decide a request for which neither a lease nor others of its entitlement must be waited for."""
-        looks_elsewhere = not self._has_room_here(cost) and self._has_room_elsewhere(cost, now)
+        ask, cost, is_again = arrival.ask, arrival.cost, arrival.arrived_at is not None
+        has_room = has_room_here(self.ledger, cost, self.room)
+        looks_elsewhere = not has_room and self._has_room_elsewhere(cost, now)
         sent: PeerAsk | None = None
         if looks_elsewhere:
-            pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
+            pending = self._pending(arrival, now)
             sent = self._send_elsewhere(pending, now)
         outcome = self._decide(
-            account,
+            arrival.account,
             ask,
             cost,
-            body,
+            arrival.body,
             now,
-            is_counted=arrived_at is not None,
-            streams=streams,
+            is_counted=is_again,
+            streams=arrival.streams,
             place=sent.place if sent is not None else None,
             may_queue=EngineQueue.NONE if looks_elsewhere else self._engine_queue(),
         )
@@ -235,12 +216,12 @@ class AdmissionControl:
             if sent is not None:
                 self.preferring.runs(outcome, sent.preference)
                 return outcome
-            if self.placement is None or arrived_at is not None or not ask.prefixes:
+            if self.placement is None or is_again or not ask.prefixes:
                 return outcome
-            pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
+            pending = self._pending(arrival, now)
             return pending if self._prefers_another(pending, outcome, now) else outcome
         if not looks_elsewhere:
-            pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
+            pending = self._pending(arrival, now)
         elif sent is not None:
             self._unsend(sent)
         pending.is_counted = True
@@ -271,66 +252,14 @@ class AdmissionControl:
         """
         if not account.is_active:
             self.active.touch(account, now)
-        hold: QuotaHold | None = None
-        if refusal is None and budgets:
-            quotas = self.quota_waits
-            assert quotas is not None
-            found = quotas.quotas.cover_at_once(budgets, cost.throughput, now)
-            if isinstance(found, Exhausted):
-                refusal = over_quota(found).reason
-            else:
-                hold = found
-        verdict = refused(refusal) if refusal is not None else self._verdict(account, shadow, cost, now)
-        shadow.count(verdict)
-        if hold is not None and verdict.decision.is_surplus:
-            hold.settle(0.0)
-            hold = None
-        if verdict.decision.is_surplus:
-            ticket = self.ledger.count_surplus(account, shadow, ask, cost, now)
+        if refusal is not None:
+            verdict, hold = refused(refusal), None
         else:
-            ticket = self.ledger.reserve(account, ask, cost, now)
-            ticket.is_guaranteed = account.is_inside_guarantee()
-            ticket.is_borrowed = account.take_borrowed()
-        ticket.verdict, ticket.streams, ticket.hold = verdict, streams, hold
+            quotas = self.quota_waits.quotas if self.quota_waits is not None else None
+            verdict, hold = self._shadow.verdict(account, shadow, cost, self.room, now, quotas, budgets)
+        ticket = self._shadow.admit(account, shadow, ask, cost, verdict, now)
+        ticket.streams, ticket.hold = streams, hold
         return ticket
-
-    def _verdict(self, account: Account, shadow: Shadow, cost: Cost, now: float) -> Verdict:
-        """What enforcement would do with a request. Its demand counts, as that of a request that is shed."""
-        never = account_never_fits(account, cost, self.room)
-        if never is not None:
-            return Verdict(Decision.SHED, never.reason)
-        count_offer(account, cost)
-        shed = self._limited(account, cost, now)
-        if shed is None and not self._has_room_elsewhere(cost, now):
-            shed = engine_full(self.ledger, account, cost, self.room)
-        longest_s = self.queue.settings.longest_wait_s(account)
-        if shed is None:
-            behind = shadow.behind(longest_s, now)
-            if behind is None:
-                return Verdict(Decision.ADMIT)
-            account.return_loan()
-            return behind
-        account.return_loan()
-        expected_s = shed.expected_s
-        if shed.reason is not Reason.TOKENS_PER_SECOND:
-            # Requests that would wait run beyond the limit here. Room becomes free at the limit's rate only.
-            expected_s *= max(shed.in_use / max(shed.limit, 1.0), 1.0)
-        is_queued = shadow.waits(shed.reason, expected_s, longest_s, now)
-        return Verdict(Decision.QUEUE if is_queued else Decision.SHED, shed.reason)
-
-    def _limited(self, account: Account, cost: Cost, now: float) -> Shed | None:
-        """The refusal by a limit, as if the request had waited for the lease store; ``None`` within it."""
-        leases = self.leases
-        if leases is None:
-            shed = over_limit(account, cost, now)
-            may_run = shed is None or self._borrow(account, cost, now)
-        elif leases.covers(account, cost, now):
-            shed = over_limit(account, cost, now)
-            may_run = shed is None
-        else:
-            shed = over_pool_limit(account, cost)
-            may_run = shed is None or not leases.has_limits or leases.borrow(account, cost, now)
-        return None if may_run else shed
 
     def _send_elsewhere(self, pending: PendingRequest, now: float) -> PeerAsk | None:
         """The ask to send together with a request that has just arrived and has no room here.
@@ -407,31 +336,8 @@ class AdmissionControl:
             self.leases.waits.withdraw(pending)
         return None
 
-    def _pending(
-        self,
-        account: Account,
-        ask: Ask,
-        cost: Cost,
-        now: float,
-        body: bytes,
-        request: object,
-        streams: bool,
-        arrived_at: float | None,
-    ) -> PendingRequest:
-        longest_wait_s = self.queue.settings.longest_wait_s(account)
-        pending = PendingRequest(
-            account,
-            ask,
-            cost,
-            now if arrived_at is None else arrived_at,
-            longest_wait_s=longest_wait_s,
-            body=body,
-            request=request,
-            streams=streams,
-        )
-        pending.is_counted = arrived_at is not None
-        pending.may_prefer = arrived_at is None
-        return pending
+    def _pending(self, arrival: Arrival, now: float) -> PendingRequest:
+        return arrival.pending(self.queue.settings.longest_wait_s(arrival.account), now)
 
     def _queue_or_shed(self, pending: PendingRequest, shed: Shed, now: float) -> PendingRequest | Shed:
         if self._may_fit_soon(shed) and self._enter(pending, shed, now):
@@ -557,7 +463,11 @@ class AdmissionControl:
             may_queue=may_queue,
         )
         if isinstance(decision, Shed):
-            if not (self.leases is None and decision.reason in LIMITED and self._borrow(account, cost, now)):
+            if not (
+                self.leases is None
+                and decision.reason in LIMITED
+                and self.lending.borrow(account, cost, room, now)
+            ):
                 account.return_loan()
                 return decision
             # The limit does not bind, because no other request needs the room.
@@ -591,40 +501,6 @@ class AdmissionControl:
             place=place,
             may_queue=may_queue,
         )
-
-    def _borrow(self, account: Account, cost: Cost, now: float) -> bool:
-        """Take room of a lone sidecar's engine beyond a limit, while no request waits for it.
-
-        Returns whether the request may be decided again.
-        """
-        missing = account.missing(cost)
-        if self.queue.needs_engine or not account.is_below_ceiling(cost) or not self._has_room_here(cost):
-            return False
-        if not all(has_room(group, cost) for group in account.groups):
-            return False
-        if account.bucket.level <= 0 and (
-            account.entitlement.ceiling.tokens_per_second < math.inf
-            or missing.tokens > self._free_tokens(now)
-        ):
-            return False
-        account.borrow(cost)
-        return True
-
-    def set_throughput(self, tokens_per_second: float, now: float) -> None:
-        """Set the throughput of a lone sidecar's engine. Its unused part is lent beyond limits.
-
-        Call it at each tick: a bucket that is charged late for a longer time would seem empty.
-        """
-        self._free_tokens(now)
-        self._pool_tokens.resize(tokens_per_second, tokens_per_second * POOL_BUCKET_S, now)
-
-    def _free_tokens(self, now: float) -> float:
-        """The level of the bucket of the engine's whole throughput, in tokens."""
-        bucket, spent = self._pool_tokens, self.ledger.spent
-        bucket.refill(now)  # first, so that never more than the bucket is lent
-        bucket.add(self._spent_seen - spent)
-        self._spent_seen = spent
-        return bucket.level
 
     def _is_engine_queue_closed(self, now: float) -> bool:
         """Whether no preemptible request may wait in the engine now.
@@ -805,14 +681,6 @@ class AdmissionControl:
             pending.account.retries.shed(pending.body, now)
 
     # --- other replicas ---
-
-    def _has_room_here(self, cost: Cost) -> bool:
-        """Whether the engine here has room for such a request."""
-        ledger, room = self.ledger, self.room
-        sequences = ledger.concurrency_in_use + room.foreign_sequences + cost.sequences
-        kv_tokens = ledger.kv_in_use + room.foreign_kv_tokens + cost.kv_tokens
-        slots = 0.0 if room.is_down else room.slots - room.reserved_slots
-        return sequences <= slots and kv_tokens <= room.kv_tokens
 
     def _has_room_elsewhere(self, cost: Cost, now: float) -> bool:
         """Whether another replica had room for such a request, as last known."""

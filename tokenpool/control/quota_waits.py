@@ -94,7 +94,7 @@ class QuotaWaits:
             return not self.quotas.is_cut_off(now)
         if not lacking.is_open:
             return True
-        if lacking.spent + pending.cost.throughput > lacking.quota.tokens:
+        if lacking.never_covers(pending.cost.throughput):
             return False
         pending.deadline = min(pending.deadline, answered_at + RECLAIM_S)
         return now < pending.deadline

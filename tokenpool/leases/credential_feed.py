@@ -10,6 +10,7 @@ number of credentials.
   restores keeps its version, and gets a new sequence.
 - A store that has lost everything begins a new *generation*. Then every reader reads from the beginning.
 - ``records`` and ``check`` are sums over all records. A coordinator with other sums restores its records.
+- A credential that ended long ago is removed. Removal is no entry: each reader forgets such ones by itself.
 
 The lease store does not decode a record (``wire.CredentialRecord``). ``CredentialFeed`` has the rules of
 ``put_credentials.lua``, for tests only.
@@ -58,6 +59,14 @@ class CredentialPut(NamedTuple):
     """For a change: the version that it replaces; 0 for a new credential."""
     version: int = 0
     """For a record that is restored: its version. 0 for a change."""
+
+
+class CredentialRemoval(NamedTuple):
+    """The removal of a credential that ended long ago."""
+
+    id: str
+    version: int
+    """The version to remove. A later one stays."""
 
 
 class CredentialEntry(NamedTuple):
@@ -113,3 +122,13 @@ class CredentialFeed:
                 written.append(0)
         self.state = FeedState(generation, sequence, records, check)
         return written
+
+    def remove(self, removals: Sequence[CredentialRemoval]) -> None:
+        """Remove credentials of these versions. Others stay."""
+        generation, sequence, records, check = self.state
+        for name, version in removals:
+            entry = self._entries.get(name)
+            if entry is not None and entry.version == version:
+                del self._entries[name]
+                records, check = records - 1, (check - version) % CHECK_MODULUS
+        self.state = FeedState(generation, sequence, records, check)

@@ -227,8 +227,20 @@ class TreeFilling:
         self._settle(node)
         for child in node.children:
             self._halt(child, node.level * child.weight)
+        if segments and node.members is None and share >= segments[-1][0]:
+            self._finish(node)
         if node.is_bounded:
             self._sum_up(node)
+
+    def _finish(self, node: GroupNode) -> None:
+        """All claims below a node have stopped. By rounding errors their parts may be below that.
+
+        A claim with such a rest would begin another schedule, in the past of the levels above it.
+        """
+        parts, most = self.parts, self._most
+        for each in node.below():
+            for index in each.claims:
+                parts[index] = most[index]
 
     def _settle(self, node: GroupNode) -> None:
         """Set the parts of a node's own claims from its level."""
@@ -260,7 +272,12 @@ class TreeFilling:
                 default=math.inf,
             )
             if horizon <= top.level:
-                ahead, _ = _reach(top, members.slope, math.inf)
+                ahead, dimension = _reach(top, members.slope, math.inf)
+                if ahead <= EPSILON * top.level and dimension >= 0:
+                    # The rest is a rounding error. A horizon at the present level would never be passed.
+                    self._halt_all(top, growing)
+                    self._become_full(top, dimension)
+                    return False
                 horizon = top.level + _AHEAD * ahead
             for position, child in enumerate(growing):
                 if child.members is not None and child.full_at == math.inf:
@@ -293,6 +310,7 @@ class TreeFilling:
         events = members.events
         while members.growing and top.level < horizon:
             end = min(events[-1][0] if events else horizon, full[0][0] if full else horizon, horizon)
+            end = max(end, top.level)  # by rounding errors, an event may be in the past
             (a, b, c), step = members.slope, end - top.level
             (x, y, z), (u, v, w) = top.used, top.room
             if x + a * step > u or y + b * step > v or z + c * step > w:
@@ -423,6 +441,8 @@ class TreeFilling:
                     end = events[-1][0]
                 if waits and wakes_at < end:
                     end = wakes_at
+                if end < level:
+                    end = level  # by rounding errors, an event may be in the past
                 step = end - level
                 if node.is_bounded:
                     step, dimension = _reach(node, (a, b, c), step, used)
@@ -635,7 +655,9 @@ class _Members:
         self.weights += weight
         joins_at = held_share / weight
         joins = joins_at < stops_at
-        if joins_at <= self.level:
+        if joins_at <= self.level * (1 + EPSILON):
+            # A member that waits for a rounding error makes a segment without length and with a large slope.
+            # Such slopes grow at each level of the tree, and their sums lose the digits of all others.
             self.joined += weight
             self.shares += weight * self.level
             joins = True

@@ -8,7 +8,7 @@ the guarantees of top groups and of entitlements in no group are checked against
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import NamedTuple
 
 from tokenpool.amounts import NOTHING, Dimension
@@ -88,12 +88,13 @@ def check(file: PoolFile, located: Located, anonymous_line: int) -> None:
         _check_entitlement(entitlement, file, located, reach)
         _check_flex(entitlement, by_name, located)
         _check_group_of(entitlement, groups, located)
+    with_members = {each.group for each in file.entitlements} | {group.parent for group in file.groups}
     for pool in file.pools:
         if not misplaced:
             sums = promises(file.entitlements_of(pool.name), file.groups_of(pool.name))
             _check_promises(pool, sums, located)
             for group in file.groups_of(pool.name):
-                _check_group(group, sums, file, located)
+                _check_group(group, sums, with_members, located)
         if not file.entitlements_of(pool.name):
             located.problems.warn(
                 located.pools[pool.name],
@@ -238,11 +239,10 @@ def _check_parent(group: Group, groups: Mapping[str, Group], located: Located) -
     return False
 
 
-def _check_group(group: Group, sums: Promises, file: PoolFile, located: Located) -> None:
+def _check_group(group: Group, sums: Promises, with_members: Set[str | None], located: Located) -> None:
     """Check the guarantees of a group's members against its own, and its own against its ceiling."""
     problems, own, members = located.problems, group.guarantee, sums.members[group.name]
-    below = [each for each in file.entitlements if each.group == group.name]
-    if not below and all(each.parent != group.name for each in file.groups):
+    if group.name not in with_members:
         problems.warn(
             located.line_of_group(group),
             f"group {group.name!r} has no members",

@@ -17,6 +17,10 @@ from tokenpool.quotas.windows import Span, span
 LATEST_CORRECTION_S = 5.0
 """A correction of the clock by fewer seconds than this does not return to the window before."""
 
+ROUNDING = 1e-6
+"""Tokens. Sums of many floats differ by less than this. Without it, a request of exactly the rest of a quota
+was never covered."""
+
 
 class Exhausted(NamedTuple):
     """The reason why a budget does not cover a request."""
@@ -124,6 +128,14 @@ class Budget:
     def left(self) -> float:
         """Tokens that requests here may still take."""
         return self.portion + self.reserve - self.settled - self.held
+
+    def covers(self, tokens: float) -> bool:
+        """Whether the portion here has these tokens left."""
+        return tokens <= self.left + ROUNDING
+
+    def never_covers(self, tokens: float) -> bool:
+        """Whether the spending of ended requests alone leaves fewer tokens in this window."""
+        return self.spent + tokens > self.quota.tokens + ROUNDING
 
     def roll(self, at: float) -> None:
         """Begin the window of this instant, in epoch seconds."""

@@ -31,6 +31,9 @@ RATE_MEMORY_S = 2.0
 """Time constant of the mean rate of spending, in seconds."""
 SHORT_S = 0.25
 """After a refusal, the time in seconds for which a budget refuses without asking the store again."""
+FINAL_S = 5.0
+"""After an answer, the time in seconds for which the spending that it states refuses larger requests. Such a
+request would take the rest of the quota as its portion for nothing, and smaller ones could not use it."""
 LIFETIME_SHARE = 0.9
 """Portions expire here after this part of their lifetime in the store."""
 NO_RATE = 0.01
@@ -139,8 +142,9 @@ class Quotas:
         waits = False
         for budget in budgets:
             self._refresh(budget, now)
-            if budget.left < tokens or budget.waiting:
-                if self.is_alone or now < budget.short_until:
+            if not budget.covers(tokens) or budget.waiting:
+                is_final = now < budget.answered_at + FINAL_S and budget.never_covers(tokens)
+                if self.is_alone or now < budget.short_until or is_final:
                     return self.exhausted(budget, tokens, now)
                 waits = True
         if waits:
@@ -152,7 +156,7 @@ class Quotas:
         """Hold the tokens of a request that waited; otherwise the first budget that does not have them."""
         for budget in budgets:
             self._refresh(budget, now)
-            if budget.left < tokens:
+            if not budget.covers(tokens):
                 return budget
         return self._hold(budgets, tokens)
 
@@ -163,9 +167,9 @@ class Quotas:
         """
         for budget in budgets:
             self._refresh(budget, now)
-            if budget.spent + tokens > budget.quota.tokens:
+            if budget.never_covers(tokens):
                 return self.exhausted(budget, tokens, now)
-            if budget.left < tokens:
+            if not budget.covers(tokens):
                 self.is_due = not self.is_alone
         return self._hold(budgets, tokens)
 
@@ -187,7 +191,7 @@ class Quotas:
             tokens,
             budget.window.end,
             max(budget.window.end - self.epoch(now), 0.0),
-            budget.spent + tokens > budget.quota.tokens,
+            budget.never_covers(tokens),
         )
 
     def begin_wait(self, budgets: tuple[Budget, ...], tokens: float) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
-from tokenpool.leases.credential_feed import CredentialPage, CredentialPut
+from tokenpool.leases.credential_feed import CredentialPage, CredentialPut, CredentialRemoval
 from tokenpool.leases.messages import (
     Answer,
     Limit,
@@ -88,6 +88,12 @@ class Store(Protocol):
         """Write issued credentials, in parts of ``PAGE``. Returns their versions; 0 if one was not written.
 
         ``CredentialFeed.put`` has the rules.
+        """
+
+    async def remove_credentials(self, removals: Sequence[CredentialRemoval]) -> None:
+        """Remove issued credentials that ended long ago, at most ``PAGE``.
+
+        ``CredentialFeed.remove`` has the rules.
         """
 
     async def secret(self, new: bytes) -> bytes:

@@ -21,6 +21,7 @@ from tokenpool.leases.credential_feed import (
     CredentialEntry,
     CredentialPage,
     CredentialPut,
+    CredentialRemoval,
     FeedState,
 )
 from tokenpool.leases.credential_feed import PAGE as CREDENTIALS_PAGE
@@ -268,6 +269,15 @@ class RedisStore:
             with failures():
                 written += [int(version) for version in versions]
         return written
+
+    async def remove_credentials(self, removals: Sequence[CredentialRemoval]) -> None:
+        """See ``Store``."""
+        await self._run(
+            scripts.REMOVE_CREDENTIALS,
+            ids=[each.id for each in removals],
+            versions=[each.version for each in removals],
+            modulus=CHECK_MODULUS,
+        )
 
     async def secret(self, new: bytes) -> bytes:
         """See ``Store``."""

@@ -190,7 +190,7 @@ async def test_the_turns_of_a_conversation_carry_the_answers(
 ENDINGS = {
     Endpoint.COMPLETIONS: plain(error={"message": "m", "type": "preempted", "code": "preempted"}),
     Endpoint.RESPONSES: named("error", code="preempted", message="m", param=None),
-    Endpoint.MESSAGES: named("error", error={"type": "preempted", "message": "m"}),
+    Endpoint.MESSAGES: named("error", error={"type": "rate_limit_error", "message": "m"}),
 }
 
 
@@ -204,7 +204,8 @@ async def test_an_error_within_a_stream_ends_the_request(
 
     engine.answer = fails
     run = await measured(tmp_path, engine.port, asking(endpoint))
-    assert {(a.outcome, a.reason) for a in run.attempts} == {(Outcome.PREEMPTED, "preempted")}
+    reason = "rate_limit_error" if endpoint is Endpoint.MESSAGES else "preempted"
+    assert {(a.outcome, a.reason, a.message) for a in run.attempts} == {(Outcome.PREEMPTED, reason, "m")}
 
 
 @pytest.mark.parametrize("endpoint", GENERATING)

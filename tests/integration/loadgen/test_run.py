@@ -101,7 +101,7 @@ async def test_a_slow_server_delays_no_arrival_and_all_waits_count(tmp_path: Pat
     ("answer", "outcome", "reason"),
     [
         (shed, Outcome.SHED, "concurrency"),
-        (broken, Outcome.BROKEN, "ClientPayloadError"),
+        (broken, Outcome.BROKEN, "response cut"),
         (preempted, Outcome.PREEMPTED, "preempted"),
     ],
 )

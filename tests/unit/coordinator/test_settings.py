@@ -62,6 +62,10 @@ def test_with_resources_the_pool_file_is_optional() -> None:
             (*KUBERNETES, "--entitlements-namespaces", "A"),
             "--entitlements-namespaces: 'A' is not a namespace",
         ),
+        (
+            ("--store", "redis://r", "--config", "p", "--tls-cert", "c.pem"),
+            "--tls-cert is given without --tls-key; a certificate and its key go together",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(words: tuple[str, ...], problem: str) -> None:

@@ -10,8 +10,14 @@ import pytest
 
 from sidecar.issued_keys import IssuedKeys
 from tests.fakes.memory_store import MemoryStore
-from tokenpool.credentials import CredentialRecord
-from tokenpool.leases.credential_feed import PAGE, CredentialFeed, CredentialPage, CredentialPut
+from tokenpool.credentials import KEEP_ENDED_S, CredentialRecord
+from tokenpool.leases.credential_feed import (
+    PAGE,
+    CredentialFeed,
+    CredentialPage,
+    CredentialPut,
+    CredentialRemoval,
+)
 from tokenpool.leases.wire import encode_credential
 
 NOW = 1_700_000_000.0
@@ -34,7 +40,8 @@ class Counting(MemoryStore):
 class Case:
     def __init__(self) -> None:
         self.store = Counting()
-        self.keys = IssuedKeys(self.store)
+        self.now = NOW
+        self.keys = IssuedKeys(self.store, lambda: self.now)
         self._versions: dict[str, int] = {}
 
     async def put(self, *records: CredentialRecord) -> None:
@@ -143,6 +150,23 @@ async def test_a_revoked_key_stays_revoked_if_an_older_record_is_restored() -> N
     await case.read()
 
     assert case.found("k-key") is None
+
+
+async def test_credentials_that_ended_long_ago_are_forgotten() -> None:
+    case = Case()
+    await case.put(record("expired", expires_at=NOW + 1), record("revoked"), record("active"))
+    await case.put(record("revoked", revoked_at=NOW))
+    case.now = NOW + KEEP_ENDED_S
+    ended = [each for each in case.store.feed.page(0).entries if each.id != "active"]
+
+    await case.store.remove_credentials([CredentialRemoval(each.id, each.version) for each in ended])
+    await case.read()
+
+    assert case.found("expired-key") is None
+    assert case.found("active-key") is not None
+    assert len(case.keys) == 1
+    assert not case.keys._revoked
+    assert case.keys.problems() == []
 
 
 async def test_two_credentials_with_one_key_do_not_mix(caplog: pytest.LogCaptureFixture) -> None:

@@ -21,6 +21,7 @@ from tokenpool.leases.credential_feed import (
     CredentialFeed,
     CredentialPage,
     CredentialPut,
+    CredentialRemoval,
     FeedState,
 )
 from tokenpool.leases.messages import CREDENTIALS, KEEP_S, Message, Push
@@ -145,6 +146,35 @@ async def test_sidecars_are_notified(server: int) -> None:
                 await asyncio.sleep(0.01)
     assert heard.result() == Push("s", CREDENTIALS, "")
     await store.close()
+
+
+async def test_removed_credentials_leave_the_feed_and_its_sums(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    [first, second] = await store.put_credentials([CredentialPut("a", b"a"), CredentialPut("b", b"b")])
+    before = (await store.credentials(0)).state
+
+    await store.remove_credentials(
+        [
+            CredentialRemoval("a", first),
+            CredentialRemoval("b", second - 1),
+            CredentialRemoval("unknown", first),
+        ]
+    )
+
+    page = await store.credentials(0)
+    assert [each.id for each in page.entries] == ["b"]
+    assert page.state == before._replace(records=1, check=second % CHECK_MODULUS)
+    await store.remove_credentials([CredentialRemoval("b", second)])
+    assert (await store.credentials(0)) == CredentialPage(before._replace(records=0, check=0), [])
+    # The next one has a later sequence, so a reader that has read all so far sees it.
+    await store.put_credentials([CredentialPut("c", b"c")])
+    assert [each.id for each in (await store.credentials(before.sequence)).entries] == ["c"]
+
+
+async def test_a_removal_from_an_empty_feed_changes_nothing(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    await store.remove_credentials([CredentialRemoval("a", 1)])
+    assert await store.credentials(0) == CredentialPage(FeedState(), [])
 
 
 async def test_credentials_stay_while_sidecars_send_messages(server: int) -> None:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from coordinator.credentials.database import DatabaseFailed, SqlCredentials, StoredCredential
-from coordinator.credentials.keeper import OWN_S, RESTORE_AFTER_S, ChangeRefused, Keeper
+from coordinator.credentials.keeper import (
+    OWN_S,
+    PURGE_EVERY_S,
+    RESTORE_AFTER_S,
+    ChangeRefused,
+    Keeper,
+)
 from coordinator.usage.database import database as database_of
 from tests.fakes.memory_store import MemoryStore
-from tokenpool.credentials import Change, CredentialRecord, CredentialState
-from tokenpool.leases.credential_feed import CredentialFeed, CredentialPut
+from tokenpool.credentials import (
+    KEEP_ENDED_S,
+    PURGE_MARGIN_S,
+    Change,
+    CredentialRecord,
+    CredentialState,
+)
+from tokenpool.leases.credential_feed import CredentialFeed, CredentialPut, CredentialRemoval
 from tokenpool.leases.wire import encode_credential
+from tokenpool.store import StoreDown
 
 NOW = 1_700_000_000.0
 
@@ -154,6 +167,101 @@ async def test_a_rotated_credential_ends_after_the_overlap(pair: Pair) -> None:
     assert (again, is_new) == (stored, False)
     with pytest.raises(ChangeRefused, match="'old' is expired"):
         await pair.first.rotate("old", record("newer", replaces="old"), 60.0)
+
+
+async def test_a_rotation_that_failed_between_its_changes_is_completed_by_a_repetition(pair: Pair) -> None:
+    await pair.first.issue(record("old"))
+    put = pair.store.put_credentials
+
+    async def fails_for_changes(puts: Sequence[CredentialPut]) -> list[int]:
+        if puts[0].expected:
+            raise StoreDown("it is away")
+        return await put(puts)
+
+    pair.store.put_credentials = fails_for_changes  # type: ignore[method-assign]
+    with pytest.raises(StoreDown):
+        await pair.first.rotate("old", record("new", replaces="old"), 60.0)
+    pair.store.put_credentials = put  # type: ignore[method-assign]
+
+    stored, is_new = await pair.first.rotate("old", record("new", replaces="old"), 60.0)
+
+    assert (stored.record.id, is_new) == ("new", False)
+    pair.clock.now += 60
+    assert pair.states() == {"old": "expired", "new": "active"}
+
+
+async def test_ended_credentials_are_removed_everywhere_after_their_time(pair: Pair) -> None:
+    await pair.first.issue(record("revoked"))
+    await pair.first.issue(record("expired", expires_at=NOW + 1))
+    await pair.first.issue(record("active"))
+    await pair.first.revoke("revoked", "me")
+    await pair.follow()
+    pair.clock.now += KEEP_ENDED_S - PURGE_MARGIN_S
+    await pair.follow()
+    assert len(pair.states()) == 3
+
+    pair.clock.now += PURGE_MARGIN_S + 2
+    await pair.follow(pair.first)
+    await pair.follow()
+
+    assert pair.states() == {"active": "active"}
+    for database in pair.databases:
+        assert [each.record.id for each in await database.page("", 10)] == ["active"]
+    assert len(await pair.databases[0].changes((0, ""), 10)) == 4
+    assert pair.first.problems() == pair.second.problems() == []
+    assert pair.store.feed.state.records == 1
+
+
+async def test_a_removal_by_another_coordinator_is_followed_and_not_undone(pair: Pair) -> None:
+    """Its clock is ahead, and this one has looked a short time before."""
+    await pair.first.issue(record("k"))
+    await pair.first.issue(record("l"))
+    await pair.first.revoke("k", "me")
+    await pair.follow()
+    pair.clock.now += KEEP_ENDED_S - PURGE_EVERY_S / 2
+    await pair.follow(pair.second)  # too early
+    [entry] = [each for each in pair.store.feed.page(0).entries if each.id == "k"]
+    pair.store.feed.remove([CredentialRemoval("k", entry.version)])
+
+    await pair.follow(pair.second)
+
+    assert pair.states() == {"l": "active"}
+    assert await pair.databases[1].get("k") is None
+    assert pair.second.problems() == []
+
+
+async def test_a_copy_that_was_away_for_too_long_is_replaced(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its active key was revoked and forgotten meanwhile. It must not come back."""
+    for name in ("k", "l"):
+        await pair.first.issue(record(name))
+    await pair.follow()
+    await pair.first.revoke("k", "me")
+    for _ in range(2):
+        pair.clock.now += KEEP_ENDED_S / 2 + 1
+        await pair.follow(pair.first)
+    assert pair.states() == {"l": "active"}
+
+    restarted = Keeper(lambda: {"chat": pair.leaders[1]}, pair.databases[1], pair.clock, pair.clock)
+    for _ in range(3):
+        await pair.follow(restarted)
+        pair.clock.now += RESTORE_AFTER_S
+
+    assert pair.states() == {"l": "active"}
+    assert await pair.databases[1].get("k") is None
+    assert "was not followed for too long" in caplog.text
+
+
+async def test_an_old_copy_stays_if_the_lease_store_has_none(pair: Pair) -> None:
+    await pair.first.issue(record("k"))
+    await pair.follow(pair.first)
+    pair.lose_everything()
+    pair.clock.now += 2 * KEEP_ENDED_S
+
+    await pair.follow(pair.first)
+
+    assert pair.states() == {"k": "active"}
 
 
 async def test_a_rotation_never_lengthens_the_life_of_a_key(pair: Pair) -> None:

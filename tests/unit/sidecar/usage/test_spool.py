@@ -162,6 +162,34 @@ def test_records_are_taken_over_once(folder: Path) -> None:
     assert other.size == 0
 
 
+def test_batches_that_were_taken_over_are_left_to_that_process(folder: Path) -> None:
+    """Several sidecars may share a folder, and the usage store may be away for long."""
+    spool, requests = opened(folder)
+    spool.append([b"written"])
+    killed(requests)
+    second, _ = opened(folder, OTHER)
+    second.adopt()
+
+    third, _ = opened(folder, "2" * 16)
+    third.adopt()
+
+    assert records_of(third) == []
+    assert records_of(second) == [b"written"]
+    assert (third.unreadable, third.error, third.size) == (0, "", 0)
+
+
+def test_a_batch_that_another_process_takes_first_is_left_out(folder: Path) -> None:
+    spool, requests = opened(folder)
+    spool.append([b"written"])
+    killed(requests)
+
+    other, _ = opened(folder, OTHER)
+    (folder / f"{OWN}-1.batch").rename(folder / f"{'2' * 16}-1.batch")
+    other._adopt(folder / f"{OWN}-1.batch")
+
+    assert (records_of(other), other.error, other.size) == ([], "", 0)
+
+
 def test_running_requests_that_find_no_room_wait_for_the_next_process(folder: Path) -> None:
     _, requests = opened(folder)
     requests.take(b"running")

@@ -522,7 +522,7 @@ def test_no_loan_exceeds_the_throughput_of_the_engine() -> None:
     control, tenant = control_of(8), account(Amount(1.0, 1e6, 8))
     tenant.bucket.level = -50.0
     assert isinstance(offer(control, tenant), Shed)
-    control.set_throughput(1000.0, 0.0)
+    control.lending.set_throughput(1000.0, 0.0)
     ticket = admitted(control, tenant)
     assert ticket.is_borrowed
     assert tenant.meter.borrowed == 150  # what it lacks to pay for the request
@@ -530,11 +530,11 @@ def test_no_loan_exceeds_the_throughput_of_the_engine() -> None:
 
 def test_an_engine_that_was_busy_for_long_lends_what_is_left_of_its_throughput() -> None:
     control, busy = control_of(8), account()
-    control.set_throughput(1000.0, 0.0)
+    control.lending.set_throughput(1000.0, 0.0)
     for tick in range(1, 101):
         for _ in range(2):  # 800 tokens per second
             control.settle(admitted(control, busy, tick / 4), SPENT, Ending.FINISHED, tick / 4)
-        control.set_throughput(1000.0, tick / 4)
+        control.lending.set_throughput(1000.0, tick / 4)
     tenant = account(Amount(1.0, 1e6, 8), name="b")
     tenant.bucket.level = 0.0
     borrowed = 0

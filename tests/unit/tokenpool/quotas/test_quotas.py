@@ -345,3 +345,34 @@ def test_any_requests_keep_the_quota_but_for_what_they_outgrow(
     world.tick()
     [state] = world.store.states(world.at) or [None]
     assert state is None or state.spent == pytest.approx(spent)
+
+
+def test_a_request_of_exactly_the_rest_is_covered_although_sums_have_rounding_errors() -> None:
+    world = World(quota=Quota(0.4, Window.DAY))
+    for _ in range(3):
+        assert world.spend(0, 0.1)
+    assert world.budget().quota.tokens - world.budget().spent < 0.1
+    assert world.spend(0, 0.1)
+    assert not world.spend(0, 0.1)
+
+
+def test_a_request_beyond_the_rest_takes_no_portion_from_smaller_ones() -> None:
+    world = World()
+    assert world.spend(0, 9_970)
+    world.tick()
+    assert not world.spend(1, 100)
+    world.tick()
+    for _ in range(10):
+        world.tick()
+        refusal = world.try_cover(1, 100)
+        assert isinstance(refusal, Exhausted)
+        assert refusal.is_final
+    assert world.spend(0, 30)
+
+
+def test_a_refusal_by_the_spending_is_confirmed_by_the_store_from_time_to_time() -> None:
+    world = World()
+    assert world.spend(0, 9_970)
+    assert not world.spend(1, 100)
+    world.at += 5.1
+    assert world.try_cover(1, 100) is None

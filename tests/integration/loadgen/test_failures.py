@@ -1,0 +1,228 @@
+"""Failures of a run are visible: on the terminal, in the report and by the exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from loadgen.failures import failures
+from loadgen.records import Outcome
+from loadgen.scenario import Constant
+from tests.certificates import certify, serving
+from tests.integration.loadgen.server import Answer, Received, Server, broken, event, opened, stream
+from tests.integration.loadgen.test_run import answered, short
+from tests.support.loadgen_builders import tenant
+from toolbox.ports import free_port
+
+SCENARIO = """\
+name: small
+model: {model}
+duration_s: {duration}
+timeout_s: {timeout}
+tenants:
+  - {{name: gold, key: {key}, arrivals: {{constant: {{rate: 20}}}}, input: 8, output: 2}}
+"""
+MODELS = {"data": [{"id": "tiny"}]}
+
+
+async def ran(
+    out: Path, url: str, *, model: str = "tiny", key: str = "sk-1", timeout: float = 20, duration: float = 0.5
+) -> tuple[int | None, str, str]:
+    """The exit status, output and errors of a run."""
+    text = SCENARIO.format(model=model, key=key, timeout=timeout, duration=duration)
+    (out / "s.yaml").write_text(text)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "loadgen", "run", str(out / "s.yaml"), "--url", url, "--out", str(out / "out"),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    told, errors = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, told.decode(), errors.decode()
+
+
+@asynccontextmanager
+async def listing(answer: Answer) -> AsyncIterator[Server]:
+    """A server that lists its model."""
+    async with Server(answer).running() as server:
+        server.pages["/v1/models"] = MODELS
+        yield server
+
+
+async def not_found(received: Received, request: web.Request) -> web.StreamResponse:
+    error = {"message": "The model `x` does not exist.", "type": "NotFoundError", "code": 404}
+    return web.json_response({"error": error}, status=404)
+
+
+async def error_event(received: Received, request: web.Request) -> web.StreamResponse:
+    response = await opened(request)
+    await response.write(event({"choices": [{"text": "a"}]}))
+    await response.write(event({"error": {"message": "out of memory", "type": "InternalServerError"}}))
+    return response
+
+
+async def other_events(received: Received, request: web.Request) -> web.StreamResponse:
+    response = await opened(request)
+    await response.write(b"data: not a completion\n\n")
+    return response
+
+
+async def without_tokens(received: Received, request: web.Request) -> web.StreamResponse:
+    response = await opened(request)
+    await response.write(b"data: [DONE]\n\n")
+    return response
+
+
+async def html(received: Received, request: web.Request) -> web.StreamResponse:
+    return web.Response(text="<html>Welcome</html>", content_type="text/html")
+
+
+async def silent(received: Received, request: web.Request) -> web.StreamResponse:
+    await asyncio.sleep(30)
+    return web.Response()
+
+
+async def stalled(received: Received, request: web.Request) -> web.StreamResponse:
+    response = await opened(request)
+    await response.write(event({"choices": [{"text": "a"}]}))
+    await asyncio.sleep(30)
+    return response
+
+
+async def unauthorized(received: Received, request: web.Request) -> web.StreamResponse:
+    body = {"error": {"message": f"{received.headers['authorization']} is unknown", "code": "invalid_key"}}
+    return web.json_response(body, status=401)
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "reason", "message"),
+    [
+        (not_found, Outcome.ERROR, "NotFoundError", "The model `x` does not exist."),
+        (unauthorized, Outcome.ERROR, "invalid_key", "Bearer [key] is unknown"),
+        (broken, Outcome.BROKEN, "response cut", "not complete"),
+        (error_event, Outcome.ERROR, "InternalServerError", "out of memory"),
+        (other_events, Outcome.BROKEN, "stream ended early", "not a completion"),
+        (without_tokens, Outcome.ERROR, "no token", ""),
+        (html, Outcome.ERROR, "wrong content type", "text/html: <html>Welcome</html>"),
+        (silent, Outcome.TIMEOUT, "timeout before the response", "timeout_s, 0.3 s"),
+        (stalled, Outcome.TIMEOUT, "timeout within the response", "timeout_s, 0.3 s"),
+    ],
+)
+async def test_each_failure_has_a_reason_and_a_message(
+    tmp_path: Path, answer: Answer, outcome: Outcome, reason: str, message: str
+) -> None:
+    gold = tenant(process=Constant(20.0), key="sk-1")
+    run, _ = await answered(tmp_path, short(gold, timeout_s=0.3), answer)
+    (only,) = failures(run.attempts)
+    assert (only.outcome, only.reason, only.attempts) == (outcome, reason, 10)
+    assert message in only.message
+    assert "sk-1" not in only.message
+
+
+async def test_a_dead_port_ends_before_the_run(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    status, _, errors = await ran(tmp_path, url)
+    assert status == 1
+    assert f"{url} cannot be reached: connection refused" in errors
+    assert "start the server, or correct the port" in errors
+    assert not (tmp_path / "out").exists()
+
+
+async def test_a_wrong_model_ends_before_the_run(tmp_path: Path) -> None:
+    async with listing(not_found) as server:
+        status, _, errors = await ran(tmp_path, server.url, model="x")
+    assert status == 1
+    assert f"{server.url} does not serve the model 'x' (The model `x` does not exist.)" in errors
+    assert "it lists tiny; correct `model` in the scenario" in errors
+    assert len(server.received) == 1
+
+
+async def test_a_model_that_is_served_but_not_listed_is_measured(tmp_path: Path) -> None:
+    async with listing(stream) as server:
+        status, _, errors = await ran(tmp_path, server.url, model="x")
+    assert (status, errors) == (0, errors)
+    assert len(server.received) == 11
+
+
+async def test_a_refused_key_ends_before_the_run(tmp_path: Path) -> None:
+    async def page(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "Invalid API key sk-1"}}, status=401)
+
+    async with serving_pages(page) as url:
+        status, _, errors = await ran(tmp_path, url)
+    assert status == 1
+    assert f"{url} refuses tenant 'gold' with 401 (Invalid API key [key]); correct `key`" in errors
+
+
+async def test_a_redirect_ends_before_the_run(tmp_path: Path) -> None:
+    async def page(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=308, headers={"location": "https://127.0.0.1/"})
+
+    async with serving_pages(page) as url:
+        status, _, errors = await ran(tmp_path, url)
+    assert status == 1
+    assert "redirects to https://127.0.0.1/; give that server with --url" in errors
+
+
+async def test_a_certificate_of_an_unknown_authority_ends_before_the_run(tmp_path: Path) -> None:
+    async def page(request: web.Request) -> web.StreamResponse:
+        return web.json_response(MODELS)
+
+    tls = serving(*certify(tmp_path, "server"))
+    async with serving_pages(page, tls=tls) as url:
+        status, _, errors = await ran(tmp_path, url)
+        assert status == 1
+        assert f"{url} cannot be reached: TLS error" in errors
+        assert "SSL_CERT_FILE" in errors
+        status, _, errors = await ran(tmp_path, url.replace("https", "http"))
+        assert status == 1
+        assert "it may need https" in errors
+
+
+@asynccontextmanager
+async def serving_pages(page: object, tls: object = None) -> AsyncIterator[str]:
+    """A server with one page for every path."""
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", page)  # type: ignore[arg-type]
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()  # type: ignore[arg-type]
+    try:
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_run_in_which_nothing_is_served_says_why_and_ends_with_1(tmp_path: Path) -> None:
+    async def fails(received: Received, request: web.Request) -> web.StreamResponse:
+        return web.json_response(
+            {"error": {"message": "CUDA error", "type": "InternalServerError"}}, status=500
+        )
+
+    async with listing(fails) as server:
+        status, told, _ = await ran(tmp_path, server.url)
+    assert status == 1
+    assert "! Nothing was served: InternalServerError." in told
+    assert "10 x InternalServerError (error, status 500; gold): CUDA error" in told
+    assert "CUDA error" in (tmp_path / "out" / "report.html").read_text()
+    saved = json.loads((tmp_path / "out" / "summary.json").read_text())["failures"]
+    assert [(each["reason"], each["attempts"]) for each in saved] == [("InternalServerError", 10)]
+
+
+async def test_a_run_with_some_failures_says_why_and_ends_with_0(tmp_path: Path) -> None:
+    count = 0
+
+    async def mixed(received: Received, request: web.Request) -> web.StreamResponse:
+        nonlocal count
+        count += 1
+        return await (broken if count % 2 else stream)(received, request)
+
+    async with listing(mixed) as server:
+        status, told, _ = await ran(tmp_path, server.url)
+    assert status == 0
+    assert "5 x response cut (broken, status 200; gold): " in told
