@@ -35,6 +35,7 @@ from experiments import (
     soak,
     usage,
     what_if,
+    workloads,
 )
 from experiments.attacks import KINDS
 from loadgen.records import machine, versions
@@ -53,6 +54,7 @@ SEPARATE = {
     "quotas": quotas.main,
     "usage": usage.main,
     "what-if": what_if.main,
+    "workloads": workloads.main,
 }
 """Experiments with options of their own. The name is the first argument."""
 
