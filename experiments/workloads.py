@@ -96,7 +96,6 @@ def cases(folder: Path, seconds: float) -> Iterator[Case]:
         azure = f"{folder}/azure-llm-2023-{name}.csv.gz"
         part = f"{{azure: {{file: {azure}, duration_s: {3 * seconds:g}, speed: 3, lengths: 0.25}}}}"
         yield Case(f"Azure {name}, chat", part, "endpoint: chat\ntokenizer: engine")
-    talks = "{sharegpt: {file: talks.json, turns: each}}"
     made = "{sharegpt: {file: talks.json, turns: each}}"
     arrivals = "arrivals: {poisson: {rate: 10}}"
     yield Case("conversations, chat", made, "endpoint: chat\ntokenizer: engine", arrivals)
