@@ -94,6 +94,12 @@ def answer(
             advice = "; give --url the admin port of a running coordinator or sidecar" if is_ours else ""
             said = f"{where.url} does not answer: {error or type(error).__name__}"
             raise CommandFailed(said + advice) from error
+        except ValueError as error:
+            # The text of the error has the value, which may be a token.
+            raise CommandFailed(
+                "a header has a line break or a character that HTTP does not allow; correct the token or"
+                " --header"
+            ) from error
         if not 200 <= response.status < 300:
             raise Refused(_refusal(where, path, response, is_ours=is_ours), response.status)
         yield response

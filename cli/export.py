@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         command.print_json({"records": sent, "to": arguments.to, "until": until})
     else:
-        print(f"{sent:,} records exported to {arguments.to}")
+        is_output = target is None and _is_device(Path(arguments.to))
+        print(f"{sent:,} records exported to {arguments.to}", file=sys.stderr if is_output else sys.stdout)
     return command.OK
 
 
@@ -132,13 +134,18 @@ def _stored_until(state: Path) -> float:
 
 def _target(arguments: argparse.Namespace) -> Target | None:
     """The webhook; ``None`` for a file. Raises ``CommandFailed``."""
-    parts = urlsplit(arguments.to)
+    wrong = CommandFailed(f"export: {arguments.to!r} is not http://HOST/PATH or https://HOST/PATH")
+    try:
+        parts = urlsplit(arguments.to)
+        port = parts.port
+    except ValueError:
+        raise wrong from None
     if parts.scheme not in ("http", "https"):
         return None
     if not parts.hostname or parts.username is not None:
-        raise CommandFailed(f"export: {arguments.to!r} is not http://HOST/PATH or https://HOST/PATH")
+        raise wrong
     tls = parts.scheme == "https"
-    origin = Origin(parts.hostname, parts.port or (443 if tls else 80), tls)
+    origin = Origin(parts.hostname, port or (443 if tls else 80), tls)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Target(origin, path, {"content-type": BATCH_TYPE, **dict(map(_header, arguments.header))})
 
@@ -178,8 +185,12 @@ def _lines(where: Origin, response: http.client.HTTPResponse) -> Iterator[bytes]
 
 
 def _to_file(path: Path, where: Origin, response: http.client.HTTPResponse, kind: str) -> int:
-    """Write a whole file, and put it in place at the end; returns the number of records."""
-    part = path.with_name(f"{path.name}.part")
+    """Write a whole file, and put it in place at the end; returns the number of records.
+
+    A pipe or a device is written as the records arrive.
+    """
+    is_whole = not _is_device(path)
+    part = path.with_name(f"{path.name}.part") if is_whole else path
     count = 0
     with part.open("wb") as target:
         if kind == "csv":
@@ -189,8 +200,14 @@ def _to_file(path: Path, where: Origin, response: http.client.HTTPResponse, kind
             for count, line in enumerate(_lines(where, response), 1):
                 target.write((b"[" if count == 1 else b",\n") + line)
             target.write(b"]\n" if count else b"[]\n")
-    os.replace(part, path)
+    if is_whole:
+        os.replace(part, path)
     return count
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path is a pipe or a device, or a link such as /dev/stdout: it is written, not replaced."""
+    return path.is_symlink() or (path.exists() and not path.is_file())
 
 
 def _write(path: Path, text: str) -> None:

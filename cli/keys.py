@@ -152,8 +152,9 @@ class Api:
         for attempt in range(ATTEMPTS):
             try:
                 return self.call(method, path, body)
-            except admin_port.Refused as error:
-                if not error.may_pass or attempt == ATTEMPTS - 1:
+            except CommandFailed as error:
+                is_final = isinstance(error, admin_port.Refused) and not error.may_pass
+                if is_final or attempt == ATTEMPTS - 1:
                     raise
             pause(PAUSE_S)
         raise AssertionError("unreachable")
@@ -195,17 +196,19 @@ def _issue(arguments: argparse.Namespace) -> int:
         "quotas": arguments.quota,
     }
     name = arguments.id or secrets.token_hex(8)
-    return _new_key(arguments, "PUT", f"{PATH}/{quote(name, safe='')}", rights)
+    return _new_key(arguments, name, "PUT", f"{PATH}/{quote(name, safe='')}", rights)
 
 
 def _rotate(arguments: argparse.Namespace) -> int:
     name = arguments.new_id or secrets.token_hex(8)
     rights = {"id": name, "overlap_s": arguments.overlap}
-    return _new_key(arguments, "POST", f"{PATH}/{quote(arguments.id, safe='')}/rotate", rights)
+    return _new_key(arguments, name, "POST", f"{PATH}/{quote(arguments.id, safe='')}/rotate", rights)
 
 
-def _new_key(arguments: argparse.Namespace, method: str, path: str, rights: Mapping[str, Any]) -> int:
-    """Make a key, let the coordinator accept it, and print it."""
+def _new_key(
+    arguments: argparse.Namespace, name: str, method: str, path: str, rights: Mapping[str, Any]
+) -> int:
+    """Make a key with the id ``name``, let the coordinator accept it, and print it."""
     api, target = _api(arguments), arguments.key_file
     if target is not None and target.exists():
         raise CommandFailed(f"--key-file: {target} exists; name a new file")
@@ -216,7 +219,14 @@ def _new_key(arguments: argparse.Namespace, method: str, path: str, rights: Mapp
         "expires_in_s": arguments.expires_in,
         "note": arguments.note,
     }
-    made = api.change(method, path, {name: value for name, value in asked.items() if value is not None})
+    try:
+        made = api.change(method, path, {name: value for name, value in asked.items() if value is not None})
+    except CommandFailed as error:
+        if isinstance(error, admin_port.Refused) and not error.may_pass:
+            raise
+        raise CommandFailed(
+            f"{error}. The key may have been issued, and nobody has it: run tokenpool keys revoke {name}"
+        ) from error
     if target is not None:
         with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(f"{key}\n")

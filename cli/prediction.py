@@ -28,11 +28,27 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.baseline is not None:
         old = pool_file.read(arguments.baseline).file
         before = {each.entitlement: each for each in _predict(old, _pool(old, pool.name), records, arguments)}
+    notes = [*_not_simulated(file, pool)]
     if arguments.json:
-        command.print_json(as_json(made, before, records))
+        command.print_json({**as_json(made, before, records), "notes": notes})
     else:
-        print("\n".join(report(made, before, records)))
+        print("\n".join([*report(made, before, records), *(f"note: {each}" for each in notes)]))
     return command.OK
+
+
+def _not_simulated(file: PoolFile, pool: Pool) -> Iterator[str]:
+    """The rules of the pool file that the prediction leaves out, as sentences."""
+    entitlements = file.entitlements_of(pool.name)
+    keys = [key for each in entitlements for key in each.api_keys]
+    quotas = [each.quotas for each in entitlements] + [each.quotas for each in file.groups_of(pool.name)]
+    if any(quotas) or any(key.quotas for key in keys):
+        yield "the pool file has quotas, and the simulation does not enforce them"
+    if any(key.concurrency for key in keys):
+        yield "the pool file has keys with a limit of their own, and the simulation does not enforce it"
+    if any(each.models for each in entitlements):
+        yield "the pool file has entitlements with models, and the simulation serves them every model"
+    if not pool.enforce or not all(each.enforce for each in entitlements):
+        yield "the pool file has enforce: false, and the simulation enforces all the same"
 
 
 def _records(arguments: argparse.Namespace, pool: str) -> list[Recorded]:

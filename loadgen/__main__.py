@@ -1,4 +1,4 @@
-"""The command line: ``loadgen run``, ``compare``, ``check`` and ``engine``."""
+"""The command line: ``loadgen run``, ``sweep``, ``compare``, ``check`` and ``engine``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from loadgen import reading
 from loadgen.fields import ScenarioError
+from loadgen.rates.options import add_sweep_options
 from loadgen.records import RunUnreadable
 from loadgen.scenario import Scenario, faster, lasting, unmeasured
 from runtime.build import add_version
+
+if TYPE_CHECKING:
+    from loadgen.run import Order
 
 FAILED = 1
 """Nothing was served, or a process of the run failed."""
@@ -33,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return engine.main(given[1:])
     arguments = _parser().parse_args(given)
-    command = {"run": _run, "compare": _compare, "check": _check}[arguments.command]
+    command = {"compare": _compare, "check": _check}.get(arguments.command, _sending)
     try:
         return command(arguments)
     except (ScenarioError, RunUnreadable, OSError) as error:
@@ -55,26 +61,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs a scenario, and reports. Exit status: 0 measured, 1 nothing served, 2 wrong usage, "
         "130 interrupted (a report of the measurements so far is written).",
     )
-    run.add_argument("scenario", type=Path)
-    run.add_argument("--url", action="append", required=True, help="a server; repeat for several")
-    run.add_argument("--out", type=Path, required=True, help="folder for the results")
-    run.add_argument(
-        "--state",
-        action="append",
-        default=[],
-        help="URL of a sidecar, coordinator or engine, or of its state page",
+    _add_order(run)
+    sweep = commands.add_parser(
+        "sweep",
+        help="run a scenario at rising rates, and find the knee",
+        description="Runs a scenario at rising rates of all tenants, and finds the knee of the rate-latency "
+        "curve: the rate with the largest served requests per second / mean latency.",
     )
-    run.add_argument("--label", default="", help="the run's name in comparisons (default: --out's name)")
-    run.add_argument("--allow-faults", action="store_true", help="run the commands of the scenario's faults")
-    run.add_argument("--skip-faults", action="store_true", help="run the scenario without its faults")
-    run.add_argument(
-        "--processes",
-        type=_count,
-        default=1,
-        metavar="N",
-        help="send the same requests from N processes, for loads beyond one core (default: 1)",
-    )
-    _add_changes(run)
+    _add_order(sweep)
+    add_sweep_options(sweep)
     compare = commands.add_parser("compare", help="compare runs; those with one label form a group")
     compare.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     compare.add_argument("--out", type=Path, help="an HTML file to write")
@@ -83,6 +78,32 @@ def _parser() -> argparse.ArgumentParser:
     _add_changes(check)
     commands.add_parser("engine", help="simulate an engine; see 'loadgen engine --help'")
     return parser
+
+
+def _add_order(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that send load."""
+    parser.add_argument("scenario", type=Path)
+    parser.add_argument("--url", action="append", required=True, help="a server; repeat for several")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument(
+        "--state",
+        action="append",
+        default=[],
+        help="URL of a sidecar, coordinator or engine, or of its state page",
+    )
+    parser.add_argument("--label", default="", help="the run's name in comparisons (default: --out's name)")
+    parser.add_argument(
+        "--allow-faults", action="store_true", help="run the commands of the scenario's faults"
+    )
+    parser.add_argument("--skip-faults", action="store_true", help="run the scenario without its faults")
+    parser.add_argument(
+        "--processes",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="send the same requests from N processes, for loads beyond one core (default: 1)",
+    )
+    _add_changes(parser)
 
 
 def _add_changes(parser: argparse.ArgumentParser) -> None:
@@ -146,28 +167,47 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _sending(arguments: argparse.Namespace) -> int:
+    """A command that sends load."""
     # Imported here: `check` and `compare` need neither an event loop nor a client.
+    from loadgen.probe import ServerUnusable  # noqa: PLC0415
+    from loadgen.processes.parent import ProcessFailed  # noqa: PLC0415
+
+    command = {"run": _run, "sweep": _sweep}[arguments.command]
+    try:
+        return command(arguments)
+    except (ServerUnusable, ProcessFailed) as error:
+        print(f"loadgen: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from loadgen import report  # noqa: PLC0415
+    from loadgen.performing import performed  # noqa: PLC0415
+    from loadgen.records import REPORT  # noqa: PLC0415
+
+    order = _order(arguments)
+    run, summary = performed(order, arguments.processes)
+    print(report.text(run.meta, summary))
+    print(f"The report is {order.out / REPORT}")
+    if run.meta.is_interrupted:
+        return INTERRUPTED
+    return 0 if summary.served else FAILED
+
+
+def _order(arguments: argparse.Namespace) -> Order:
+    """The run that the options describe, after a request to each server that it needs."""
     import uvloop  # noqa: PLC0415
 
-    from loadgen import report  # noqa: PLC0415
     from loadgen.preparing import prepare  # noqa: PLC0415
-    from loadgen.probe import ServerUnusable, probe  # noqa: PLC0415
-    from loadgen.processes.parent import ProcessFailed, perform  # noqa: PLC0415
-    from loadgen.records import REPORT, SUMMARY, load, save  # noqa: PLC0415
+    from loadgen.probe import probe  # noqa: PLC0415
     from loadgen.run import Order  # noqa: PLC0415
-    from loadgen.summary import summarise  # noqa: PLC0415
 
     scenario = _scenario(arguments)
     _check_order(scenario, arguments)
-    try:
-        uvloop.run(probe(scenario, arguments.url))
-    except ServerUnusable as error:
-        print(f"loadgen: {error}", file=sys.stderr)
-        return FAILED
+    uvloop.run(probe(scenario, arguments.url))
     scenario, notes = uvloop.run(prepare(scenario, arguments.url[0]))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    order = Order(
+    return Order(
         scenario,
         arguments.url,
         arguments.out,
@@ -177,20 +217,18 @@ def _run(arguments: argparse.Namespace) -> int:
         ["loadgen", *sys.argv[1:]],
         notes,
     )
-    try:
-        meta = uvloop.run(perform(order, arguments.processes))
-    except ProcessFailed as error:
-        print(f"loadgen: {error}", file=sys.stderr)
-        return FAILED
-    run = load(arguments.out)
-    summary = summarise(run)
-    save(arguments.out / SUMMARY, summary)
-    (arguments.out / REPORT).write_text(report.html(run, summary), encoding="utf-8")
-    print(report.text(meta, summary))
-    print(f"The report is {arguments.out / REPORT}")
-    if meta.is_interrupted:
-        return INTERRUPTED
-    return 0 if summary.served else FAILED
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from loadgen.performing import performed  # noqa: PLC0415
+    from loadgen.rates import outcome  # noqa: PLC0415
+    from loadgen.rates.steps import Steps  # noqa: PLC0415
+    from loadgen.rates.sweep import sweep  # noqa: PLC0415
+
+    steps = Steps(_order(arguments), partial(performed, processes=arguments.processes))
+    result = sweep(steps, arguments, partial(print, flush=True))
+    print(outcome.told(steps, result))
+    return INTERRUPTED if steps.is_interrupted else 0
 
 
 def _check_order(scenario: Scenario, arguments: argparse.Namespace) -> None:

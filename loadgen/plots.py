@@ -35,6 +35,8 @@ class Series:
     colour: int = 0
     dash: int = 0
     width: float = 2.0
+    ranges: Sequence[tuple[float, float, float]] = ()
+    """Intervals as (place, low, high). With them, the points are drawn, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,15 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The time axis of all plots of a run, with phases and events."""
+    """The horizontal axis of all plots of a run, with phases and events. It shows times, unless named."""
 
     until_s: float
     bands: tuple[Band, ...] = ()
     marks: tuple[Mark, ...] = ()
+    axis: str = "seconds"
+    unit: str = "s"
+    marked: str = "fault"
+    """The meaning of the marks, for the legend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,9 @@ def curves(
     is_half: bool = False,
 ) -> str:
     """Lines over time. ``unit`` is ``s`` for times, or else the unit of the values."""
-    values = [v for one in series for _, v in one.points if v is not None and (v > 0 or not is_log)]
+    drawn_at = [v for one in series for _, v in one.points if v is not None]
+    drawn_at += [end for one in series for _, *ends in one.ranges for end in ends]
+    values = [v for v in drawn_at if v > 0 or not is_log]
     if not values:
         return _empty(title)
     if ticks is None:
@@ -132,7 +140,9 @@ def curves(
 
     def drawn(width: float, height: float) -> str:
         x, y = _scales(frame, ticks, width, height, is_log=is_log)
-        return _axes(frame, ticks, x, y, unit) + "".join(_curve(one, x, y, unit) for one in series)
+        return _axes(frame, ticks, x, y, unit) + "".join(
+            _curve(one, x, y, unit, frame.unit) for one in series
+        )
 
     return _figure(title, drawn, _legend(series, frame), _HALF if is_half else _WIDE)
 
@@ -158,7 +168,7 @@ def layers(
             _layer(one, moments, lower, upper, x, y, unit)
             for one, lower, upper in zip(series, edges, edges[1:], strict=False)
         ]
-        lines = [_curve(line, x, y, unit) for line in over]
+        lines = [_curve(line, x, y, unit, frame.unit) for line in over]
         return _axes(frame, ticks, x, y, unit) + "".join(areas + lines)
 
     return _figure(title, drawn, _legend(series, frame, over), _WIDE)
@@ -222,10 +232,11 @@ def _axes(frame: Frame, ticks: Sequence[float], x: _Scale, y: _Scale, unit: str)
         parts.append(f'<text x="{x.start - 6:.1f}" y="{at + 4:.1f}" class="end">{label}</text>')
     times = nice_ticks(frame.until_s, max(int((x.end - x.start) / 80), 2))
     parts.append(_labels([t for t in times if t <= frame.until_s * (1 + 1e-9)], x, y.start + 16, ""))
-    parts.append(f'<text x="{(x.start + x.end) / 2:.1f}" y="{y.start + 32:.1f}" class="mid">seconds</text>')
+    middle = (x.start + x.end) / 2
+    parts.append(f'<text x="{middle:.1f}" y="{y.start + 32:.1f}" class="mid">{escape(frame.axis)}</text>')
     if unit != "s":
         parts.append(f'<text x="4" y="{y.end - 8:.1f}">{escape(unit)}</text>')
-    parts += [_mark(mark, x, y) for mark in frame.marks]
+    parts += [_mark(mark, x, y, frame.unit) for mark in frame.marks]
     return "".join(parts)
 
 
@@ -254,11 +265,11 @@ def _band(band: Band, index: int, x: _Scale, y: _Scale) -> str:
     )
 
 
-def _mark(mark: Mark, x: _Scale, y: _Scale) -> str:
+def _mark(mark: Mark, x: _Scale, y: _Scale, unit: str) -> str:
     at = x(mark.at_s)
     return (
         f'<path class="mark" d="M{at:.1f} {y.start:.1f}V{y.end - 6:.1f}">'
-        f"<title>{escape(mark.name)} at {mark.at_s:.1f} s</title></path>"
+        f"<title>{escape(mark.name)} at {mark.at_s:.1f} {escape(unit)}</title></path>"
         f'<path class="tip" d="M{at - 4:.1f} {y.end - 10:.1f}h8l-4 7z"/>'
     )
 
@@ -272,8 +283,10 @@ def _dash(series: Series) -> str:
     return f' stroke-dasharray="{dash}"' if dash else ""
 
 
-def _curve(series: Series, x: _Scale, y: _Scale, unit: str) -> str:
+def _curve(series: Series, x: _Scale, y: _Scale, unit: str, along: str) -> str:
+    """A curve. ``unit`` is that of its values, ``along`` that of the horizontal axis."""
     pieces, dots, is_down = [], [], False
+    kind = "point" if series.ranges else "dot"
     for at, value in series.points:
         if value is None or (y.is_log and value <= 0):
             is_down = False
@@ -281,15 +294,24 @@ def _curve(series: Series, x: _Scale, y: _Scale, unit: str) -> str:
         place = f"{x(at):.1f} {y(value):.1f}"
         pieces.append(f"{'L' if is_down else 'M'}{place}")
         is_down = True
-        title = f"{series.name}: {_value(value, unit)} at {at:g} s"
+        title = f"{series.name}: {_value(value, unit)} at {at:.4g} {along}"
         dots.append(
-            f'<circle class="dot {_class(series)}" cx="{x(at):.1f}" cy="{y(value):.1f}" r="3">'
+            f'<circle class="{kind} {_class(series)}" cx="{x(at):.1f}" cy="{y(value):.1f}" r="3">'
             f"<title>{escape(title)}</title></circle>"
         )
     return (
         f'<path class="line {_class(series)}" stroke-width="{series.width:g}"{_dash(series)} '
-        f'd="{"".join(pieces)}"/>{"".join(dots)}'
+        f'd="{"".join(pieces)}"/>{_whiskers(series, x, y)}{"".join(dots)}'
     )
+
+
+def _whiskers(series: Series, x: _Scale, y: _Scale) -> str:
+    ends = "".join(
+        f"M{x(at):.1f} {y(low):.1f}V{y(high):.1f}"
+        f"M{x(at) - 4:.1f} {y(low):.1f}h8M{x(at) - 4:.1f} {y(high):.1f}h8"
+        for at, low, high in series.ranges
+    )
+    return f'<path class="line {_class(series)}" stroke-width="1" d="{ends}"/>' if ends else ""
 
 
 def _layer(
@@ -335,7 +357,7 @@ def _legend(series: Sequence[Series], frame: Frame, over: Sequence[Series] | Non
     items = [(_swatch(one, areas=over is not None), one.name) for one in series]
     items += [(_swatch(one, areas=False), one.name) for one in over or ()]
     if frame.marks:
-        items.append(('<path class="tip" d="M6 1h10l-5 8z"/>', "fault"))
+        items.append(('<path class="tip" d="M6 1h10l-5 8z"/>', frame.marked))
     listed = "".join(
         f'<li><svg viewBox="0 0 22 10" aria-hidden="true">{drawn}</svg>{escape(name)}</li>'
         for drawn, name in items

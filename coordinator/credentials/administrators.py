@@ -73,7 +73,8 @@ class Administrators:
         The duration depends on the number of tokens only: every digest is compared in constant time.
         """
         scheme, _, token = authorization.strip().partition(" ")
-        digest = hashlib.sha256(token.strip().encode()).digest()
+        # The server decodes bytes that are not UTF-8 to surrogates, which cannot be encoded otherwise.
+        digest = hashlib.sha256(token.strip().encode(errors="surrogateescape")).digest()
         found = None
         for known, who in self._by_digest.items():
             if hmac.compare_digest(known, digest):

@@ -370,6 +370,9 @@ def _note_of(asked: _Rights, otherwise: str) -> str:
     note = otherwise if asked.note is None else asked.note
     if len(note) > LONGEST_NOTE:
         raise ChangeRefused(422, f"note has {len(note)} characters; at most {LONGEST_NOTE}")
+    if not note.isprintable():
+        # PostgreSQL stores no NUL, and a line break would break the table of keys.
+        raise ChangeRefused(422, "note has a line break or another control character; remove it")
     return note
 
 

@@ -6,8 +6,9 @@ The id of an event is the id of its record. A receiver that gets an event twice 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, fields
 from typing import Any
+
+from msgspec.structs import asdict
 
 from coordinator.usage.periods import utc
 from coordinator.usage.reports import as_csv
@@ -15,7 +16,7 @@ from tokenpool.usage.record import UsageRecord
 
 TYPE = "io.tokenpool.usage.v1"
 """The type of the events. The data are the fields of ``UsageRecord``; later versions only add fields."""
-COLUMNS = tuple(each.name for each in fields(UsageRecord))
+COLUMNS = UsageRecord.__struct_fields__
 
 
 def event(record: UsageRecord) -> dict[str, Any]:

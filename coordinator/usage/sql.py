@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import fields
 from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from msgspec import structs
 
 from coordinator.usage.database import Database
 from coordinator.usage.migrations.migrate import migrate
@@ -35,7 +37,7 @@ FORGOTTEN_AT_ONCE = 5000
 
 _NAMES = {"group": "group_name"}
 """The columns of the database that have another name: GROUP is a word of SQL."""
-_RECORD = tuple(_NAMES.get(each.name, each.name) for each in fields(UsageRecord))
+_RECORD = tuple(_NAMES.get(each, each) for each in UsageRecord.__struct_fields__)
 _STORED_AT = "stored_at"
 _KEY = ("period", "pool", "entitlement", "group_name", "credential_id", "model")
 _SUMS = tuple(each.name for each in fields(UsageSum) if each.name != "key")
@@ -214,7 +216,7 @@ def _count(sums: dict[tuple[Any, ...], list[float]], record: UsageRecord) -> Non
 
 
 def _row(record: UsageRecord) -> tuple[Any, ...]:
-    return tuple(_text(value) if isinstance(value, str) else value for value in astuple(record))
+    return tuple(_text(value) if isinstance(value, str) else value for value in structs.astuple(record))
 
 
 def _text(text: str) -> str:

@@ -59,8 +59,9 @@ class Statistics:
     def __init__(self) -> None:
         self.prompt_tokens = self.cached_tokens = self.generation_tokens = self.preemptions = 0
         self.cache_queries = self.cache_hits = 0
+        self.adapters: dict[tuple[str, str], float] = {}
+        """When each set of running and of waiting LoRA adapters was last seen, by comma-separated names."""
         self.endings = dict.fromkeys(Ending, 0)
-        self.rejections = {REQUESTS: 0, TOKENS: 0}
         self.time_to_first_token = Histogram(_FIRST)
         self.inter_token_latency = Histogram(_BETWEEN)
         self.time_per_output_token = Histogram(_BETWEEN)
@@ -82,10 +83,10 @@ class Statistics:
         self.queue_time.observe(now - sequence.arrived_at)
 
     def first_token(self, sequence: Sequence, now: float) -> None:
-        """A sequence gets its first token."""
+        """A sequence gets its first token, or a pooled prompt is computed."""
         self.prompt_tokens += len(sequence.prompt)
         self.cached_tokens += sequence.cached
-        self.generation_tokens += 1
+        self.generation_tokens += sequence.bound > 0
         self.time_to_first_token.observe(now - sequence.arrived_at)
 
     def next_token(self, seconds: float) -> None:

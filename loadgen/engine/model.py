@@ -62,11 +62,20 @@ class Costs:
         return plain * math.exp(chance.gauss(-self.noise * self.noise / 2, self.noise))
 
 
+_COUNTS = (
+    *("slots", "blocks", "block_size", "window", "batched_tokens", "vocabulary"),
+    *("stream_interval", "embedding_size", "cores"),
+)
+"""Fields that must be 1 or more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """One engine."""
 
     name: str = "tiny"
+    cores: int = 1
+    """Engine cores (``--data-parallel-size``). All sizes are those of one core."""
     slots: int = 8
     """The most running sequences (``--max-num-seqs``)."""
     blocks: int = 4096
@@ -88,7 +97,19 @@ class Model:
     tells_cached_tokens: bool = False
     """Whether usage has ``prompt_tokens_details`` (``--enable-prompt-tokens-details``)."""
     max_loras: int = 0
-    """The most LoRA adapters of one batch, as the metrics page says them; 0 without LoRA."""
+    """The most LoRA adapters of one batch (``--max-loras``); 0 without LoRA."""
+    adapters: tuple[str, ...] = ()
+    """Names of LoRA adapters (``--lora-modules``)."""
+    stream_interval: int = 1
+    """Tokens of a stream's event (``--stream-interval``); the first token has an event of its own."""
+    is_encoder: bool = False
+    """Whether it is an encoder without KV cache: it serves embeddings, scores and reranking only."""
+    cache_labels: tuple[tuple[str, str], ...] = ()
+    """Labels of ``vllm:cache_config_info`` in addition to the usual ones, or in place of them."""
+    has_old_names: bool = False
+    """Whether metrics have the names of older releases (``vllm:gpu_cache_usage_perc``)."""
+    embedding_size: int = 64
+    """The dimensions of an embedding."""
     tokens_per_byte: float = 0.25
     vocabulary: int = 32000
     """The number of token ids."""
@@ -97,11 +118,16 @@ class Model:
     costs: Costs = field(default_factory=Costs)
 
     def __post_init__(self) -> None:
-        for name in ("slots", "blocks", "block_size", "window", "batched_tokens", "vocabulary"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if self.max_loras < 0:
             raise ValueError(f"max_loras is {self.max_loras}; it must be 0 (no LoRA) or more")
+        if self.adapters and not self.max_loras:
+            raise ValueError("max_loras is 0, but there are LoRA adapters: give --max-loras 1 or more")
+        names = (self.name, *self.adapters)
+        if len(set(names)) < len(names) or not all(names):
+            raise ValueError(f"the names of models and adapters are {', '.join(names)}: give distinct names")
         if not 0 < self.tokens_per_byte <= 1:
             raise ValueError(f"tokens_per_byte is {self.tokens_per_byte}; it must be above 0, and 1 at most")
         if not 0 <= self.output_tokens < math.inf:

@@ -6,11 +6,10 @@ Only this module uses the real clock. All uses of the scheduler are in the event
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Sequential
+from collections.abc import Callable
 
+from loadgen.engine.pace import Late, Pace
 from loadgen.engine.scheduler import Scheduler
 from loadgen.engine.sequence import Sequence
 
@@ -19,32 +18,39 @@ CATCH_UP_S = 0.05
 
 
 class Runner:
-    """One running engine."""
+    """One running engine core."""
 
-    def __init__(self, scheduler: Scheduler, clock: Callable[[], float], chance: random.Random) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        clock: Callable[[], float],
+        chance: random.Random,
+        pace: Pace,
+        told: Callable[[Late], None],
+    ) -> None:
+        """``told`` is called with each window of time in which the steps were late."""
         self.scheduler = scheduler
+        self._pace, self._told = pace, told
         self.clock = clock
         self._chance = chance
         self._has_work = asyncio.Event()
+        self._stalled_until = 0.0
         self._listeners: dict[Sequence, tuple[asyncio.Event, bool]] = {}
 
-    @contextlib.contextmanager
-    def running(self, sequences: Sequential[Sequence], *, every_token: bool) -> Iterator[asyncio.Event]:
-        """Compute sequences during the context. Unfinished sequences are aborted at its end.
-
-        The event is set for every token, or only at the end of a sequence. The waiting task clears it.
-        """
-        event = asyncio.Event()
-        for sequence in sequences:
-            self._listeners[sequence] = event, every_token
-            self.scheduler.add(sequence)
+    def add(self, sequence: Sequence, event: asyncio.Event, *, every_token: bool) -> None:
+        """Compute a sequence. The event is set for every token, or only at the end."""
+        self._listeners[sequence] = event, every_token
+        self.scheduler.add(sequence)
         self._has_work.set()
-        try:
-            yield event
-        finally:
-            for sequence in sequences:
-                del self._listeners[sequence]
-                self.scheduler.abort(sequence, self.clock())
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence of ``add``. An unfinished one is aborted."""
+        del self._listeners[sequence]
+        self.scheduler.abort(sequence, self.clock())
+
+    def stall(self, seconds: float) -> None:
+        """Give no token for so many seconds from now, s. The step under way ends after them."""
+        self._stalled_until = max(self._stalled_until, self.clock() + seconds)
 
     async def run(self) -> None:
         """Compute steps until cancelled."""
@@ -60,10 +66,18 @@ class Runner:
         """Compute the step due at ``due``. Returns the due time of the next one."""
         now = self.clock()
         plan = self.scheduler.plan(now)
-        end = max(due, now - CATCH_UP_S) + self.scheduler.model.costs.seconds(
+        seconds = self.scheduler.model.costs.seconds(
             decoding=plan.decoding, prefilled=plan.prefilled, started=plan.started, chance=self._chance
         )
+        end = max(due, now - CATCH_UP_S) + seconds
         await asyncio.sleep(end - now)
+        done = self.clock()
+        late = self._pace.step(seconds, max(done - end, 0.0), max(now - CATCH_UP_S - due, 0.0), done)
+        if late is not None:
+            self._told(late)
+        while self._stalled_until > self.clock():
+            await asyncio.sleep(self._stalled_until - self.clock())
+            end = self.clock()
         for sequence in self.scheduler.complete(plan, self.clock()):
             event, every_token = self._listeners[sequence]
             if every_token or sequence.ending is not None:

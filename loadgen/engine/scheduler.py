@@ -5,7 +5,8 @@ argument, in seconds of a monotonic clock. The rules are vLLM's:
 
 - Running sequences come before waiting ones, each in their order, within one token budget per step. A context
   that exceeds the rest of the budget continues in the next step.
-- A waiting sequence is admitted when there is a slot, and blocks for its whole context. None overtakes it.
+- A waiting sequence is admitted when there is a slot, and blocks for its whole context. None overtakes it,
+  unless it waits for its LoRA adapter: the running ones have at most ``max_loras`` different adapters.
 - If there is no block for the next token of a running sequence, the last one in order is preempted. It loses
   its blocks, and is computed again before the sequences that wait behind it.
 - A sequence ends exactly once, and then holds nothing.
@@ -14,7 +15,7 @@ argument, in seconds of a monotonic clock. The rules are vLLM's:
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Sequential
 from dataclasses import dataclass
 from operator import attrgetter
@@ -93,19 +94,9 @@ class Scheduler:
         """Share of the blocks that are held."""
         return self.pool.used / self.pool.blocks
 
-    def limit_reached(self, sequences: int) -> str | None:
-        """The limit of the queue that so many more sequences exceed, by vLLM's name."""
-        model = self.model
-        if model.max_queued_requests is not None and self.unfinished + sequences > model.max_queued_requests:
-            return REQUESTS
-        # vLLM compares the backlog without the tokens of the request.
-        if model.max_queued_tokens is not None and self.prefilling_tokens >= model.max_queued_tokens:
-            return TOKENS
-        return None
-
     def add(self, sequence: Sequence) -> None:
         """Add a new sequence. The caller ensures that its context fits the model's window."""
-        assert 0 < len(sequence.prompt) < len(sequence.prompt) + sequence.bound <= self.model.window
+        assert 0 < len(sequence.prompt) <= len(sequence.prompt) + sequence.bound <= self.model.window
         self.prefilling_tokens += len(sequence.prompt)
         insort(self.waiting, sequence, key=self._order)
 
@@ -144,6 +135,9 @@ class Scheduler:
                 self._give_token(sequence, now)
                 served.append(sequence)
         self.statistics.stepped(len(served) + plan.prefilled)
+        if self.model.adapters:
+            running, waiting = _adapters(self.running), _adapters(self.waiting)
+            self.statistics.adapters[",".join(running), ",".join(waiting)] = now
         return served
 
     def _continue(self, sequence: Sequence, batch: _Batch) -> None:
@@ -158,13 +152,25 @@ class Scheduler:
         batch.add(sequence, count)
 
     def _admit(self, batch: _Batch, now: float) -> None:
-        while self.waiting and len(self.running) < self.model.slots and batch.budget > 0:
-            sequence = self.waiting[0]
+        passed = 0
+        while passed < len(self.waiting) and len(self.running) < self.model.slots and batch.budget > 0:
+            sequence = self.waiting[passed]
+            if not self._has_room_for(sequence.adapter):
+                # As in vLLM, sequences of other adapters overtake it.
+                passed += 1
+                continue
             shared = self._cached(sequence)
             if not self.pool.fits(self._fresh(sequence, sequence.length) - len(shared), shared):
                 return
-            del self.waiting[0]
+            del self.waiting[passed]
             self._start(sequence, shared, batch, now)
+
+    def _has_room_for(self, adapter: str) -> bool:
+        """Whether one batch may have this adapter beside those of the running sequences."""
+        if not adapter:
+            return True
+        running = _adapters(self.running)
+        return adapter in running or len(running) < self.model.max_loras
 
     def _cached(self, sequence: Sequence) -> Sequential[int]:
         """The leading keys in the cache. The last token is always computed, because it gives the next one."""
@@ -224,7 +230,7 @@ class Scheduler:
         else:
             self.statistics.next_token(now - sequence.last_token_at)
         sequence.last_token_at = now
-        sequence.produced += 1
+        sequence.produced += sequence.bound > 0
         ending = _ending(sequence)
         if ending is not None:
             self.running.remove(sequence)
@@ -243,8 +249,28 @@ class Scheduler:
         sequence.computed = 0
 
 
+def _adapters(sequences: Iterable[Sequence]) -> list[str]:
+    """The LoRA adapters of sequences, each once, in their order."""
+    return list(dict.fromkeys(sequence.adapter for sequence in sequences if sequence.adapter))
+
+
+def limit_reached(schedulers: Sequential[Scheduler], sequences: int) -> str | None:
+    """The limit of one server's queue that so many more sequences exceed, by vLLM's name."""
+    model = schedulers[0].model
+    unfinished = sum(scheduler.unfinished for scheduler in schedulers)
+    if model.max_queued_requests is not None and unfinished + sequences > model.max_queued_requests:
+        return REQUESTS
+    # vLLM compares the backlog without the tokens of the request.
+    backlog = sum(scheduler.prefilling_tokens for scheduler in schedulers)
+    if model.max_queued_tokens is not None and backlog >= model.max_queued_tokens:
+        return TOKENS
+    return None
+
+
 def _ending(sequence: Sequence) -> Ending | None:
-    """The ending, if the sequence ends with its newest token."""
+    """The ending, if the sequence ends with its newest token, or with its prompt."""
+    if not sequence.bound:
+        return Ending.STOP
     if sequence.natural is not None and sequence.produced >= sequence.natural:
         return Ending.STOP
     return Ending.LENGTH if sequence.produced >= sequence.bound else None

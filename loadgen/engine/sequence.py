@@ -25,13 +25,15 @@ class Sequence:
     """A unique number in the order of arrival."""
     prompt: tuple[int, ...]
     bound: int
-    """The most output tokens."""
+    """The most output tokens; 0 for a pooled prompt, which ends without output."""
     natural: int | None = None
     """The number of output tokens after which it stops by itself; ``None`` means never."""
     priority: int = 0
     arrived_at: float = 0.0
     siblings: int = 1
     """The number of sequences of the same request."""
+    adapter: str = ""
+    """The LoRA adapter; empty for the base model."""
     state: State = State.WAITING
     ending: Ending | None = None
     produced: int = 0
@@ -61,7 +63,7 @@ class Sequence:
         while len(made) < count:
             start = len(made) * block_size
             chunk = self.prompt[start : start + block_size]
-            before = made[-1] if made else 0
+            before = made[-1] if made else hash(self.adapter)
             is_told = len(chunk) == block_size
             made.append(hash((before, chunk) if is_told else (before, chunk, self.number, len(made))))
         return made[:count]

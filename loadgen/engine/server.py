@@ -1,4 +1,4 @@
-"""vLLM's HTTP server for a running engine: routes, and the course of a request. It makes no decisions."""
+"""vLLM's HTTP server for running engine cores: routes, and the course of a request. It makes no decisions."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ import contextlib
 import itertools
 import json
 import random
-import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Sequential
+from dataclasses import dataclass
 
-from aiohttp import web
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
 
-from loadgen.engine.answers import Answer
-from loadgen.engine.metrics import page
-from loadgen.engine.model import Model
+from loadgen.engine.answers import Answer, OpenAIAnswer, Stamp
+from loadgen.engine.bodies import Body, Refused, read_body
+from loadgen.engine.cores import Cores
+from loadgen.engine.faults import Faults, Kind
+from loadgen.engine.injection import DRAWN, FAILURE, Stream, close, injected
+from loadgen.engine.messages import MessagesAnswer, read_count_tokens, read_messages, translated
+from loadgen.engine.metrics import Moment, page
+from loadgen.engine.pooling import Pooled, read_embeddings, read_rerank, read_score
 from loadgen.engine.requests import (
-    Body,
-    Refused,
     Request,
     busy,
-    read_body,
     read_chat,
     read_completion,
     read_detokenize,
     read_tokenize,
 )
-from loadgen.engine.runner import Runner
-from loadgen.engine.scheduler import Scheduler
+from loadgen.engine.responses import ResponsesAnswer, read_responses
 from loadgen.engine.sequence import Sequence
 from loadgen.engine.tokens import decode
 
@@ -38,26 +41,57 @@ VERSION = "0.32.0+simulated"
 _STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8"}
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may use the server."""
+
+    keys: frozenset[str] = frozenset()
+    """API keys of ``/v1`` (``--api-key``); without any, all may use it."""
+    origins: frozenset[str] = frozenset()
+    """Origins whose browsers may read responses (``--allowed-origins``); ``*`` stands for all."""
+
+
+OPEN = Access()
+"""No key is needed, and no browser may read responses."""
+
+
 class Server:
     """The routes."""
 
-    def __init__(self, runner: Runner, chance: random.Random, started_at: float) -> None:
-        self._runner = runner
-        self._scheduler = runner.scheduler
-        self._model = runner.scheduler.model
+    def __init__(
+        self,
+        cores: Cores,
+        faults: Faults,
+        chance: random.Random,
+        started_at: float,
+        access: Access = OPEN,
+    ) -> None:
+        self._cores = cores
+        self._model = cores.model
+        self._faults = faults
         self._chance = chance
         self._started_at = started_at
+        self._access = access
         self._ids = itertools.count(1)
         self._numbers = itertools.count(1)
         self._load = 0
 
     def application(self) -> web.Application:
         """The aiohttp application."""
-        application = web.Application(client_max_size=64 << 20, middlewares=[_refusals])
+        application = web.Application(client_max_size=64 << 20, middlewares=self._middlewares())
+        generating = [
+            web.post("/v1/chat/completions", self.chat),
+            web.post("/v1/completions", self.completions),
+            web.post("/v1/responses", self.responses),
+            web.post("/v1/messages", self.messages),
+            web.post("/v1/messages/count_tokens", self.count_tokens),
+        ]
         application.add_routes(
             [
-                web.post("/v1/chat/completions", self.chat),
-                web.post("/v1/completions", self.completions),
+                *([] if self._model.is_encoder else generating),
+                web.post("/v1/embeddings", self.embeddings),
+                *(web.post(f"{prefix}/rerank", self.rerank) for prefix in ("", "/v1", "/v2")),
+                *(web.post(f"{prefix}/score", self.score) for prefix in ("", "/v1")),
                 web.post("/tokenize", self.tokenize),
                 web.post("/detokenize", self.detokenize),
                 web.get("/v1/models", self.models),
@@ -85,24 +119,18 @@ class Server:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Prometheus metrics."""
+        moment = Moment(self._started_at, time.time(), self._cores.clock())
         return web.Response(
-            body=page(self._scheduler, self._started_at, time.time()).encode(),
+            body=page(self._cores.schedulers, self._cores.rejections, moment).encode(),
             headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
     async def models(self, request: web.Request) -> web.Response:
-        """The one model."""
+        """The model and its LoRA adapters."""
         model = self._model
-        entry = {
-            "id": model.name,
-            "object": "model",
-            "created": int(self._started_at),
-            "owned_by": "vllm",
-            "root": model.name,
-            "parent": None,
-            "max_model_len": model.window,
-        }
-        return _json({"object": "list", "data": [entry]})
+        entries = [self._entry(model.name, parent=None, window=model.window)]
+        entries += [self._entry(name, parent=model.name, window=None) for name in model.adapters]
+        return _json({"object": "list", "data": entries})
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """Text to token ids."""
@@ -124,43 +152,102 @@ class Server:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Chat completions."""
-        return await self._serve(request, read_chat(await _body(request), self._model))
+        asked = read_chat(await _body(request), self._model)
+        return await self._generate(request, asked, lambda run, stamp: OpenAIAnswer(asked, run, stamp))
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """Completions."""
-        return await self._serve(request, read_completion(await _body(request), self._model))
+        asked = read_completion(await _body(request), self._model)
+        return await self._generate(request, asked, lambda run, stamp: OpenAIAnswer(asked, run, stamp))
 
-    async def _serve(self, request: web.Request, asked: Request) -> web.StreamResponse:
+    async def responses(self, request: web.Request) -> web.StreamResponse:
+        """OpenAI's responses."""
+        asked = read_responses(await _body(request), self._model)
+        return await self._generate(
+            request, asked.work, lambda run, stamp: ResponsesAnswer(asked, run, stamp)
+        )
+
+    async def messages(self, request: web.Request) -> web.StreamResponse:
+        """Anthropic's messages."""
+        try:
+            asked = read_messages(await _body(request), self._model)
+            return await self._generate(request, asked, lambda run, stamp: MessagesAnswer(asked, run, stamp))
+        except Refused as refused:
+            raise translated(refused) from None
+
+    async def count_tokens(self, request: web.Request) -> web.Response:
+        """The prompt tokens of Anthropic's messages."""
+        try:
+            count = read_count_tokens(await _body(request), self._model)
+        except Refused as refused:
+            raise translated(refused) from None
+        return _json({"input_tokens": count, "context_management": {"original_input_tokens": count}})
+
+    async def embeddings(self, request: web.Request) -> web.Response:
+        """Embeddings."""
+        return await self._pool(read_embeddings(await _body(request), self._model))
+
+    async def rerank(self, request: web.Request) -> web.Response:
+        """Documents in the order of their scores."""
+        return await self._pool(read_rerank(await _body(request), self._model))
+
+    async def score(self, request: web.Request) -> web.Response:
+        """Scores of pairs of texts."""
+        return await self._pool(read_score(await _body(request), self._model))
+
+    async def _generate(
+        self,
+        request: web.Request,
+        asked: Request,
+        answer_of: Callable[[Sequential[Sequence], Stamp], Answer],
+    ) -> web.StreamResponse:
         self._check_queue(len(asked.prompts) * asked.n)
         sequences = self._sequences(asked)
-        answer = Answer(
-            asked,
-            sequences,
-            name=self._model.name,
-            created=int(time.time()),
-            tells_cached=self._model.tells_cached_tokens,
-            id_=next(self._ids),
-        )
+        answer = answer_of(sequences, self._stamp())
         self._load += 1
         try:
             # A disconnect of the client cancels this task, and so aborts its sequences.
-            with self._runner.running(sequences, every_token=asked.streams) as changed:
+            with self._cores.running(sequences, every_token=asked.streams) as changed:
                 if asked.streams:
                     return await _stream(request, answer, changed)
-                while any(sequence.ending is None for sequence in sequences):
-                    await _next(changed)
+                await _ended(sequences, changed)
                 return _json(answer.whole())
         finally:
             self._load -= 1
 
+    async def _pool(self, asked: Pooled) -> web.Response:
+        self._check_queue(len(asked.work.prompts))
+        sequences = self._sequences(asked.work)
+        self._load += 1
+        try:
+            with self._cores.running(sequences, every_token=False) as changed:
+                await _ended(sequences, changed)
+                return _json(asked.answer(self._stamp()))
+        finally:
+            self._load -= 1
+
+    def _stamp(self) -> Stamp:
+        model = self._model
+        return Stamp(int(time.time()), next(self._ids), model.tells_cached_tokens, model.stream_interval)
+
+    def _entry(self, name: str, *, parent: str | None, window: int | None) -> dict[str, object]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": int(self._started_at),
+            "owned_by": "vllm",
+            "root": name,
+            "parent": parent,
+            "max_model_len": window,
+        }
+
     def _check_queue(self, sequences: int) -> None:
-        limit = self._scheduler.limit_reached(sequences)
+        limit = self._cores.limit_reached(sequences)
         if limit is not None:
-            self._scheduler.statistics.rejections[limit] += 1
             raise busy(limit)
 
     def _sequences(self, asked: Request) -> list[Sequence]:
-        now = self._runner.clock()
+        now = self._cores.clock()
         return [
             Sequence(
                 number=next(self._numbers),
@@ -170,6 +257,7 @@ class Server:
                 priority=asked.priority,
                 arrived_at=now,
                 siblings=asked.n,
+                adapter=asked.model if asked.model != self._model.name else "",
             )
             for prompt, bound in zip(asked.prompts, asked.bounds, strict=True)
             for _ in range(asked.n)
@@ -179,18 +267,97 @@ class Server:
         length = None if asked.ignores_end else self._model.natural_length(self._chance)
         return None if length is None else max(length, asked.min_tokens)
 
+    def _middlewares(self) -> list[Middleware]:
+        chosen: list[Middleware] = [self._faulty, _refusals]
+        if self._access.keys:
+            chosen.insert(0, self._authorized)
+        if self._access.origins:
+            chosen.insert(0, self._shared)
+        return chosen
+
+    @web.middleware
+    async def _faulty(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        drawn = self._faults.drawn(request.path, self._cores.clock())
+        if drawn is None:
+            return await handler(request)
+        return await injected(request, handler, drawn, self._faults, self._cores.clock)
+
+    @web.middleware
+    async def _authorized(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        is_known = scheme.lower() == "bearer" and key in self._access.keys
+        if request.path.startswith("/v1") and request.method != hdrs.METH_OPTIONS and not is_known:
+            return _json({"error": "Unauthorized"}, status=401)
+        return await handler(request)
+
+    @web.middleware
+    async def _shared(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """CORS: a preflight's answer, and the header of others, which a stream needs before its start."""
+        origin, allowed = request.headers.get(hdrs.ORIGIN), self._access.origins
+        if origin is None:
+            return await handler(request)
+        told = {"access-control-allow-origin": "*"} if "*" in allowed else {}
+        if not told and origin in allowed:
+            told = {"access-control-allow-origin": origin, "vary": "Origin"}
+        if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
+            if not told:
+                return web.Response(status=400, text="Disallowed CORS origin")
+            methods = {"access-control-allow-methods": "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"}
+            asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS)
+            headers = {"access-control-allow-headers": asked} if asked else {}
+            return web.Response(
+                text="OK", headers=told | methods | headers | {"access-control-max-age": "600"}
+            )
+        request[CORS] = told
+        response = await handler(request)
+        if not response.prepared:
+            response.headers.update(told)
+        return response
+
+
+CORS = web.RequestKey("cors", dict[str, str])
+"""The CORS headers of a response."""
+
+
+async def _ended(sequences: Sequential[Sequence], changed: asyncio.Event) -> None:
+    while any(sequence.ending is None for sequence in sequences):
+        await _next(changed)
+
 
 async def _stream(request: web.Request, answer: Answer, changed: asyncio.Event) -> web.StreamResponse:
-    response = web.StreamResponse(headers=_STREAM_HEADERS)
-    await response.prepare(request)
-    while True:
+    stream = Stream(request.get(DRAWN))
+    more = {"content-encoding": "gzip"} if stream.is_compressed else {}
+    response = web.StreamResponse(headers=_STREAM_HEADERS | request.get(CORS, {}) | more)
+    # A client may disconnect between two events: its sequences are then aborted.
+    with contextlib.suppress(ConnectionResetError):
+        await response.prepare(request)
+        await _write(request, response, answer, stream, changed)
+    return response
+
+
+async def _write(
+    request: web.Request,
+    response: web.StreamResponse,
+    answer: Answer,
+    stream: Stream,
+    changed: asyncio.Event,
+) -> None:
+    fault = stream.fails
+    while fault is None or answer.sent < fault.tokens:
         await _next(changed)
         events = answer.events()
         if answer.is_complete:
-            await response.write(events + answer.last_events())
+            await response.write(stream.changed(events + answer.last_events(), is_last=True))
             await response.write_eof()
-            return response
-        await response.write(events)
+            return
+        if events:
+            await response.write(stream.changed(events))
+    if fault.kind is Kind.CUT:
+        close(request)
+        return
+    failure = answer.failed_events(fault.status, FAILURE)
+    await response.write(stream.changed(failure, is_last=True))
+    await response.write_eof()
 
 
 async def _next(changed: asyncio.Event) -> None:
@@ -211,9 +378,7 @@ async def _body(request: web.Request) -> Body:
 
 
 @web.middleware
-async def _refusals(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def _refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except Refused as refused:
@@ -221,34 +386,3 @@ async def _refusals(
     except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
         headers = {name: text for name, text in error.headers.items() if name.lower() == "allow"}
         return _json({"detail": error.reason}, status=error.status, headers=headers)
-
-
-async def serve(model: Model, host: str, port: int, seed: int) -> None:
-    """Run until SIGTERM or SIGINT."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    runner = Runner(Scheduler(model), time.monotonic, random.Random(f"{seed} steps"))
-    site = await start(runner, host, port, random.Random(f"{seed} lengths"))
-    stepping = loop.create_task(runner.run())
-    stepping.add_done_callback(lambda _: stopping.set())
-    await stopping.wait()
-    stepping.cancel()
-    await site.cleanup()
-    with contextlib.suppress(asyncio.CancelledError):
-        await stepping
-
-
-async def start(runner: Runner, host: str, port: int, chance: random.Random) -> web.AppRunner:
-    """Start listening; ``cleanup`` stops it. A client that disconnects cancels its handler."""
-    site = web.AppRunner(
-        Server(runner, chance, time.time()).application(),
-        access_log=None,
-        handler_cancellation=True,
-        shutdown_timeout=0.1,
-        keepalive_timeout=KEEP_ALIVE_S,
-    )
-    await site.setup()
-    await web.TCPSite(site, host, port, backlog=1024).start()
-    return site

@@ -11,6 +11,9 @@ from tokenpool.quotas.budget import Budget
 from tokenpool.quotas.messages import Scope
 from tokenpool.quotas.quotas import Quotas
 
+MOST_CREDENTIALS = 1000
+"""With more used credentials than this, those whose windows have ended are forgotten."""
+
 
 class QuotaAccounts:
     """Gives accounts the budgets of their quotas, when a pool file comes into force."""
@@ -20,6 +23,8 @@ class QuotaAccounts:
         self.quotas = quotas
         self._by_credential: dict[str, tuple[tuple[Quota, ...], tuple[Budget, ...]]] = {}
         """The quotas of credentials that were used, with their budgets."""
+        self._forget_at = MOST_CREDENTIALS
+        """The number of these credentials at which ended ones are forgotten."""
 
     def configure(self, accounts: Mapping[str, Account], groups: Sequence[Group]) -> None:
         """Use these accounts and groups. Budgets that no account has any more are forgotten."""
@@ -45,7 +50,16 @@ class QuotaAccounts:
         known = self._by_credential.get(name)
         if known is not None and known[0] is quotas:
             return known[1]
+        if len(self._by_credential) >= self._forget_at:
+            self._forget_ended()
         budgets = self.quotas.of(Scope.CREDENTIAL, name, quotas)
         self._by_credential[name] = quotas, budgets
         self._control.follow_quotas(self.quotas)
         return budgets
+
+    def _forget_ended(self) -> None:
+        """Forget credentials that were not used in the current windows. Many of them may have ended."""
+        for name, (_, budgets) in list(self._by_credential.items()):
+            if self.quotas.forget_ended(budgets):
+                del self._by_credential[name]
+        self._forget_at = max(2 * len(self._by_credential), MOST_CREDENTIALS)

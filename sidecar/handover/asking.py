@@ -65,6 +65,17 @@ LONGEST_DATA = 4 << 20
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds of the histogram of seconds from an ask to its offer."""
 
+_NUMBERED = (Kind.OFFER, Kind.REFUSE)
+"""The answers that name their ask."""
+
+
+def _is_of_earlier_ask(number: int, place: Place) -> bool:
+    """Whether an answer belongs to an ask from before this one. Raises ``ProtocolError`` for a later one."""
+    behind = (place.number - number) & 0xFFFFFFFF
+    if behind >= 1 << 31:
+        raise ProtocolError("another ask than the one of the request was answered")
+    return behind > 0
+
 
 def keep_alive(transport: asyncio.BaseTransport) -> None:
     """Let the kernel end a connection between two sidecars when the host of the other one is gone."""
@@ -351,7 +362,9 @@ class PeerLink(asyncio.Protocol):
     def _on_frame(self, kind: Kind, payload: bytes) -> None:
         sent = self._sent
         if sent is not None:
-            self._on_first_answer(sent, kind, payload)
+            if kind in _NUMBERED and _is_of_earlier_ask(number_of(payload), sent):
+                return  # that ask was cancelled, and the answer crossed the cancellation
+            self._on_first_answer(sent, kind)
             if kind is Kind.REFUSE:
                 return
         if kind is Kind.DATA and self._http is not None:
@@ -373,14 +386,12 @@ class PeerLink(asyncio.Protocol):
         elif kind is not Kind.DATA:
             raise ProtocolError(f"{kind.name} is not expected now")
 
-    def _on_first_answer(self, place: Place, kind: Kind, payload: bytes) -> None:
+    def _on_first_answer(self, place: Place, kind: Kind) -> None:
         """The peer answers a request that it got together with the ask: it has begun, or has no room."""
         if kind is not Kind.REFUSE:
             self._sent = None
             self._links.answered(place, has_room=True)
             return
-        if number_of(payload) != place.number & 0xFFFFFFFF:
-            raise ProtocolError("another ask than the one of the request was refused")
         self._sent = None
         http, self._http = self._http, None
         self._kept, self._state = http, _State.IDLE

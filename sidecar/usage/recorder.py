@@ -13,7 +13,7 @@ from sidecar.usage.open_requests import OpenRequests
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Usage
-from tokenpool.usage.record import LOST, SCHEMA, encode_row
+from tokenpool.usage.record import LOST, UsageRecord
 
 MOST_BYTES = 4 * 1024 * 1024
 """The most bytes of records in memory: about 25,000 records, or five seconds of a sidecar at its most."""
@@ -160,29 +160,26 @@ class UsageRecorder:
         first_token_s = admitted.first_token_s
         queue_s = ticket.admitted_at - admitted.started_at
         try:
-            return encode_row(
-                (
-                    SCHEMA,
-                    id_,
-                    self._wall_clock(),
-                    entitlement.pool,
-                    entitlement.name,
-                    model if len(model) <= MOST_TEXT else model[:MOST_TEXT],
-                    route,
-                    input_tokens,
-                    output_tokens,
-                    cached_tokens,
-                    ticket.kv_held * held_s + ticket.kv_seconds_before,
-                    ticket.cost.sequences * held_s,
-                    queue_s if queue_s > 0.0 else 0.0,
-                    first_token_s if first_token_s >= 0.0 else None,
-                    outcome,
-                    self._replica,
-                    entitlement.group or "",
-                    admitted.credential_id[:MOST_TEXT],
-                    is_estimated,
-                )
-            )
+            return UsageRecord(
+                id_,
+                self._wall_clock(),
+                entitlement.pool,
+                entitlement.name,
+                model if len(model) <= MOST_TEXT else model[:MOST_TEXT],
+                route,
+                input_tokens,
+                output_tokens,
+                cached_tokens,
+                ticket.kv_held * held_s + ticket.kv_seconds_before,
+                ticket.cost.sequences * held_s,
+                queue_s if queue_s > 0.0 else 0.0,
+                first_token_s if first_token_s >= 0.0 else None,
+                outcome,
+                self._replica,
+                entitlement.group or "",
+                admitted.credential_id[:MOST_TEXT],
+                is_estimated,
+            ).encode()
         except (OverflowError, ValueError):
             return None  # no number of tokens that an engine counted, or no text
 

@@ -26,12 +26,14 @@ Ended = tuple[PendingRequest, QuotaHold | Exhausted]
 class QuotaWaits:
     """All requests of one sidecar that wait for larger portions."""
 
-    __slots__ = ("_waiting", "quotas")
+    __slots__ = ("_earliest", "_waiting", "quotas")
 
     def __init__(self, quotas: Quotas) -> None:
         self.quotas = quotas
         self._waiting: dict[PendingRequest, None] = {}
         """In the order of arrival."""
+        self._earliest = math.inf
+        """A time at or before every deadline. It is exact after ``due``."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -41,6 +43,7 @@ class QuotaWaits:
         pending.budgets, pending.has_left = budgets, False
         pending.entered_at, pending.first_answer_at = now, math.inf
         pending.deadline = now + LONGEST_S
+        self._earliest = min(self._earliest, pending.deadline)
         self._waiting[pending] = None
         self.quotas.begin_wait(budgets, pending.cost.throughput)
 
@@ -83,6 +86,7 @@ class QuotaWaits:
                 self._end(pending)
                 found.short_until = now + SHORT_S
                 ended.append((pending, self.quotas.exhausted(found, tokens, now)))
+        self._earliest = min([pending.deadline for pending in self._waiting], default=math.inf)
         return ended
 
     def _continues(self, pending: PendingRequest, lacking: Budget, now: float) -> bool:
@@ -100,7 +104,8 @@ class QuotaWaits:
         return now < pending.deadline
 
     def wakes_at(self) -> float:
-        """The time of the next deadline; infinite while no request waits."""
-        if not self._waiting:
-            return math.inf
-        return min(pending.deadline for pending in self._waiting)
+        """The time of the next deadline, or earlier; infinite while no request waits.
+
+        It is read after each event, so it must not depend on the number of requests.
+        """
+        return self._earliest if self._waiting else math.inf

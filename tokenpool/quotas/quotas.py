@@ -135,6 +135,18 @@ class Quotas:
         self.budgets = {budget.key: budget for budget in budgets}
         self._active = {key: each for key, each in self._active.items() if self.budgets.get(key) is each}
 
+    def forget_ended(self, budgets: Iterable[Budget]) -> bool:
+        """Forget these budgets if no request uses one, and their windows ended before the last tick.
+
+        Returns whether they are forgotten.
+        """
+        epoch = self.epoch(self._ticked_at)
+        if any(each.key in self._active or not each.is_outside(epoch) for each in budgets):
+            return False
+        for each in budgets:
+            self.budgets.pop(each.key, None)
+        return True
+
     # --- requests ---
 
     def cover(self, budgets: tuple[Budget, ...], tokens: float, now: float) -> QuotaHold | Exhausted | None:

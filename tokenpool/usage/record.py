@@ -7,9 +7,6 @@ because its columns may have another meaning.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
-from typing import cast
-
 import msgspec
 
 SCHEMA = 1
@@ -22,8 +19,7 @@ class RecordInvalid(ValueError):
     """The bytes are no usage record of this version."""
 
 
-@dataclass(frozen=True, slots=True)
-class UsageRecord:
+class UsageRecord(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=SCHEMA):
     """What one settled request used. All texts are empty where they are unknown."""
 
     id: str
@@ -62,57 +58,16 @@ class UsageRecord:
 
     def encode(self) -> bytes:
         """The record as bytes."""
-        return encode_row(cast(Row, (SCHEMA, *astuple(self))))
-
-
-# fmt: off
-Row = tuple[
-    int, str, float, str, str, str, str, int, int, int, float, float, float, float | None, str, str, str, str,
-    bool,
-]
-# fmt: on
-"""``SCHEMA`` and the fields of a ``UsageRecord``, in their order."""
-
-
-class _Row(msgspec.Struct, array_like=True, frozen=True):
-    """The encoded form: the version, and the fields of ``UsageRecord``."""
-
-    schema: int
-    id: str
-    time: float
-    pool: str
-    entitlement: str
-    model: str = ""
-    route: str = ""
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    kv_token_seconds: float = 0.0
-    sequence_seconds: float = 0.0
-    queue_s: float = 0.0
-    ttft_s: float | None = None
-    outcome: str = ""
-    replica: str = ""
-    group: str = ""
-    credential_id: str = ""
-    is_estimated: bool = False
+        return _encoder.encode(self)
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(_Row)
-
-
-def encode_row(row: Row) -> bytes:
-    """A record as bytes, from its fields. A sidecar makes no ``UsageRecord`` for each request."""
-    return _encoder.encode(row)
+_decoder = msgspec.msgpack.Decoder(UsageRecord)
 
 
 def decode(content: bytes) -> UsageRecord:
     """The record in some bytes. Raises ``RecordInvalid``."""
     try:
-        row = _decoder.decode(content)
+        return _decoder.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise RecordInvalid(f"a usage record: {error}") from error
-    if row.schema != SCHEMA:
-        raise RecordInvalid(f"a usage record: version {row.schema} is not {SCHEMA}")
-    return UsageRecord(*msgspec.structs.astuple(row)[1:])
+        raise RecordInvalid(f"a usage record of version {SCHEMA}: {error}") from error

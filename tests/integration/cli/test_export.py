@@ -7,12 +7,13 @@ import csv
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 
 from cli import export
 from cli.__main__ import main
@@ -150,6 +151,34 @@ async def test_a_file_is_a_batch_of_events(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
+async def test_a_device_is_written_and_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.touch()
+    link.symlink_to(target)
+    async with world() as made:
+        await made.run("--to", str(link), "--period", "this-month")
+
+    assert link.is_symlink()
+    assert len(json.loads(target.read_text())) == 3
+    said = capsys.readouterr()
+    assert "3 records exported" in said.err  # the output may be the device
+    assert not said.out
+
+
+async def test_a_header_that_http_forbids_is_explained_without_its_value(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with world() as made:
+        given = ("--to", f"{made.url}/hook", "--period", "this-month")
+        await made.run(*given, "--header", "authorization: Bearer secret\r\nx", status=2)
+
+    said = capsys.readouterr().err
+    assert "correct the token or --header" in said
+    assert "secret" not in said
+
+
 async def test_simulate_reads_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target, pool = tmp_path / "usage.csv", tmp_path / "pool.yaml"
     pool.write_text(
@@ -255,6 +284,8 @@ async def test_an_answer_that_ends_early_is_no_export(
     [
         (["--to", "http://h/x", "--format", "csv"], "--format csv is for files"),
         (["--to", "http://user@h/x"], "is not http://HOST/PATH"),
+        (["--to", "http://h:70000/x"], "is not http://HOST/PATH"),
+        (["--to", "http://[::1/x"], "is not http://HOST/PATH"),
         (["--to", "http://h/x", "--header", "nothing"], "has no colon"),
         (["--to", "f", "--state", "s", "--period", "today"], "give no period"),
     ],

@@ -212,3 +212,30 @@ async def test_a_change_is_sent_again_with_the_same_key(
     assert seen[0] == seen[1] == seen[2]
     key = json.loads(capsys.readouterr().out)["key"]
     assert seen[0][1]["sha256"] == hashlib.sha256(key.encode()).hexdigest()
+
+
+async def test_a_key_whose_answer_was_lost_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(keys, "PAUSE_S", 0.0)
+    monkeypatch.setenv(keys.TOKEN, TOKEN)
+    seen: list[str] = []
+
+    async def put(request: web.Request) -> web.Response:
+        seen.append(request.path)
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    application = web.Application()
+    application.router.add_put("/v1/credentials/{id}", put)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        await run(f"http://127.0.0.1:{runner.addresses[0][1]}", "issue", "search", "--id", "ci", status=2)
+    finally:
+        await runner.cleanup()
+
+    assert seen == ["/v1/credentials/ci"] * keys.ATTEMPTS
+    assert "nobody has it: run tokenpool keys revoke ci" in capsys.readouterr().err

@@ -241,6 +241,7 @@ async def test_credentials_are_listed_by_entitlement_and_state(ask: Api) -> None
         ("k", {"entitlement": "a", "id": "l"}, 422, "the body has the id 'l', and the path 'k'"),
         ("a%20b", {"entitlement": "a"}, 422, "an id has 1 to 64"),
         ("k", {"entitlement": "a", "note": "x" * 201}, 422, "note has 201 characters"),
+        ("k", {"entitlement": "a", "note": "a\0b"}, 422, "note has a line break or another control"),
         ("k", b" " * (api.MOST_BODY_BYTES + 1), 413, "more than 16384 bytes"),
     ],
 )

@@ -35,6 +35,8 @@ VALUES = {
 """The values with which the chart is tested, by the name of the rendering."""
 EVERY = ["base", *OVERLAYS, *VALUES]
 """Each rendering that a user can install."""
+LOADGEN = "loadgen"
+"""The load test of an installed pool, which is a rendering of its own."""
 
 
 def kustomized(folder: Path) -> list[Json]:
@@ -87,6 +89,7 @@ def objects(rendering: str) -> list[Json]:
 def distinct() -> list[Json]:
     """The objects of all renderings, each once. The checks of `helm test` are among them."""
     helm_tests = (files(values_of(each))["tokenpool/templates/tests/test.yaml"] for each in VALUES)
-    found = [each for overlay in EVERY for each in objects(overlay)]
+    found = [each for overlay in (*EVERY, LOADGEN) for each in objects(overlay)]
+    found += documents((K8S / LOADGEN / "results.yaml").read_text())
     found += [each for text in helm_tests for each in documents(text)]
     return list({json.dumps(each, sort_keys=True): each for each in found}.values())

@@ -212,6 +212,29 @@ def test_the_text_compares_with_the_file_in_force(
     assert "concurrency: The entitlement's limit of concurrent sequences is in use." in out
 
 
+def test_rules_that_are_not_simulated_are_named(
+    pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = records(tmp_path, "acme,0,40,10")
+    assert main(["simulate", str(pool), "--records", one, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == []
+
+    beta = (
+        "tier: elastic, enforce: false, models: [llama], quotas: [{tokens: 1, per: day}],"
+        " api_keys: [{env: BETA, concurrency: 1}]}"
+    )
+    pool.write_text(POOL.replace("tier: elastic}", beta))
+    assert main(["simulate", str(pool), "--records", one]) == 0
+
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert [note.partition(" has ")[2].partition(",")[0] for note in notes] == [
+        "quotas",
+        "keys with a limit of their own",
+        "entitlements with models",
+        "enforce: false",
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

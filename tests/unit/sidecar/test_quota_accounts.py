@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from sidecar.controller.quotas import QuotaAccounts
+from sidecar.controller.quotas import MOST_CREDENTIALS, QuotaAccounts
 from tests.support.domain_builders import account
 from tests.unit.tokenpool.control.test_admission_control import control_of
 from tokenpool.accounting.account import Account
 from tokenpool.entitlements import Group, Quota, Window
+from tokenpool.quotas.budget import QuotaHold
 from tokenpool.quotas.messages import Scope
 from tokenpool.quotas.quotas import Quotas
 
@@ -64,3 +65,27 @@ def test_without_quotas_nothing_is_followed() -> None:
     accounts = made()
     accounts.configure({"a": account(name="a", group="org")}, (Group("org", "pool"),))
     assert accounts._control.quota_waits is None
+
+
+def test_credentials_whose_windows_have_ended_are_forgotten() -> None:
+    """Rotated credentials would otherwise add up for as long as the process lives."""
+    quotas = Quotas("s1", 1.5, 0.0, is_alone=True)
+    accounts, own = QuotaAccounts(control_of(1), quotas), (HOUR,)
+    for number in range(MOST_CREDENTIALS):
+        hold = quotas.cover_at_once(accounts.of_credential(f"k{number}", own), 10.0, 0.0)
+        assert isinstance(hold, QuotaHold)
+        if number:
+            hold.settle(10.0)
+    running = accounts.of_credential("k0", own)
+    for now in (0.0, 100.0, 200.0):
+        quotas.tick(now)
+
+    accounts.of_credential("in the same window", own)
+    assert len(quotas.budgets) == MOST_CREDENTIALS + 1
+    quotas.tick(4000.0)
+    while len(quotas.budgets) < 2 * MOST_CREDENTIALS:
+        accounts.of_credential(f"new-{len(quotas.budgets)}", own)
+    accounts.of_credential("last", own)
+
+    assert accounts.of_credential("k0", own) is running
+    assert {budget.id.name for budget in quotas.budgets.values()} == {"k0", "last"}

@@ -3,90 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import random
-import time
-from collections.abc import AsyncIterator
-from typing import Any
 
-import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadgen.engine.calibrate import CalibrationError, Effort, calibrate
-from loadgen.engine.model import Costs, Model, Policy
-from loadgen.engine.runner import Runner
-from loadgen.engine.scheduler import Scheduler
-from loadgen.engine.server import start
-
-FAST = Costs(step_s=0.002, per_sequence_s=0.0, per_prompt_token_s=0.0)
-HELD = Costs(step_s=60.0)
-"""A step longer than a test, so running sequences make no progress."""
-
-
-class Client:
-    """A running simulator and a session with it."""
-
-    def __init__(self, session: aiohttp.ClientSession, scheduler: Scheduler, url: str) -> None:
-        self.session = session
-        self.scheduler = scheduler
-        self.url = url
-
-    async def post(self, path: str, **body: object) -> tuple[int, Any]:
-        async with self.session.post(self.url + path, json={"model": "tiny", **body}) as response:
-            return response.status, await response.json()
-
-    async def get(self, path: str) -> tuple[int, str]:
-        async with self.session.get(self.url + path) as response:
-            return response.status, await response.text()
-
-    async def events(self, path: str, **body: object) -> list[Any]:
-        """A whole stream; ``None`` is its ``[DONE]``."""
-        asked = {"model": "tiny", "stream": True, **body}
-        async with self.session.post(self.url + path, json=asked) as response:
-            assert response.status == 200
-            assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-            raw = await response.read()
-        assert raw.endswith(b"\n\n")
-        lines = [line.removeprefix(b"data: ") for line in raw.split(b"\n\n")[:-1]]
-        return [None if line == b"[DONE]" else json.loads(line) for line in lines]
-
-    def begin(self, **body: object) -> asyncio.Task[Any]:
-        """Send a request in the background."""
-        return asyncio.create_task(self.post("/v1/completions", **{"prompt": "hello there", **body}))
-
-    async def until(self, *, running: int, waiting: int = 0) -> None:
-        """Wait until so many sequences are running and waiting."""
-        async with asyncio.timeout(10):
-            while (len(self.scheduler.running), len(self.scheduler.waiting)) != (running, waiting):
-                await asyncio.sleep(0.002)
-
-
-@contextlib.asynccontextmanager
-async def simulated(**model: Any) -> AsyncIterator[Client]:
-    scheduler = Scheduler(Model(**{"costs": FAST} | model))
-    runner = Runner(scheduler, time.monotonic, random.Random(1))
-    site = await start(runner, "127.0.0.1", 0, random.Random(1))
-    host, port = site.addresses[0][:2]
-    stepping = asyncio.create_task(runner.run())
-    try:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            yield Client(session, scheduler, f"http://{host}:{port}")
-            assert not stepping.done(), stepping.exception()
-    finally:
-        stepping.cancel()
-        await site.cleanup()
-
-
-@contextlib.asynccontextmanager
-async def in_background(*tasks: asyncio.Task[Any]) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+from loadgen.engine.model import Costs, Policy
+from tests.integration.loadgen.engine.simulated import HELD, in_background, simulated
 
 
 async def test_a_completion_is_answered_with_its_usage() -> None:

@@ -151,6 +151,20 @@ async def test_a_key_may_have_a_quota_of_its_own(engine: FakeEngine, tmp_path: P
     assert "the credential of entitlement 'e' has spent 15" in refused.error()["message"]
 
 
+async def test_the_quota_of_a_key_counts_in_shadow_mode(engine: FakeEngine, tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"e-key").hexdigest()
+    keys = f"enforce: false, api_keys: [{{sha256: {digest}, id: ci, quotas: [{{tokens: 100, per: hour}}]}}]"
+    pool = POOL.replace("api_keys: [e-key]", keys)
+    async with sidecar_for(engine.port, tmp_path, pool=pool) as sidecar:
+        answers = [await ask(sidecar, prompt(50)), await ask(sidecar, prompt(95))]
+
+    assert [each.status for each in answers] == [200, 200]
+    assert [each.headers["x-tokenpool-shadow"] for each in answers] == [
+        "admit",
+        "shed; reason=insufficient_quota",
+    ]
+
+
 async def test_sidecars_share_a_quota_through_the_store(engine: FakeEngine, tmp_path: Path) -> None:
     store = MemoryStore(LIFETIME_S, time.time)
     await store.quotas()  # it keeps quotas from now on, so earlier windows must be restored

@@ -33,7 +33,15 @@ async def test_each_token_has_a_name_and_a_changed_file_is_followed(tmp_path: Pa
     file.write_text(f"alice {TOKEN}A\n{TOKEN}B\n")
     made = Administrators(file)
     assert [made.name(f"Bearer {TOKEN}{who}") for who in "AB"] == ["alice", "administrator"]
-    for wrong in ("", "Bearer", "Bearer ", f"Basic {TOKEN}A", f"Bearer {TOKEN}", f"{TOKEN}A"):
+    for wrong in (
+        "",
+        "Bearer",
+        "Bearer ",
+        f"Basic {TOKEN}A",
+        f"Bearer {TOKEN}",
+        f"{TOKEN}A",
+        "Bearer \udce9",
+    ):
         assert made.name(wrong) is None
     assert made.name(f"bearer  {TOKEN}A ") == "alice"
 

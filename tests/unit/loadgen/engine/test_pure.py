@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadgen.engine.__main__ import main, make_parser, model_of
-from loadgen.engine.answers import Answer
+from loadgen.engine.answers import OpenAIAnswer, Stamp
+from loadgen.engine.bodies import Body, Refused, read_body
 from loadgen.engine.calibrate import CalibrationError, Point, Shape, calibrated, step_seconds, text_of
 from loadgen.engine.counters import Histogram
 from loadgen.engine.fitting import fit
-from loadgen.engine.metrics import page
+from loadgen.engine.metrics import Moment, page
 from loadgen.engine.model import Costs, Ending, LikeError, Model, Policy, read_like
-from loadgen.engine.requests import Body, Refused, read_body, read_chat, read_completion
+from loadgen.engine.requests import read_chat, read_completion
 from loadgen.engine.tokens import encode, pieces
 from tests.unit.loadgen.engine.steps import Engine
 
@@ -184,7 +185,7 @@ def test_tokens_of_several_steps_share_one_event() -> None:
     engine = Engine()
     asked = completion(stream=True, max_tokens=3, prompt=[1, 2, 3])
     sequence = engine.add(asked.prompts[0], asked.bounds[0])
-    answer = Answer(asked, [sequence], name="tiny", created=1, tells_cached=False, id_=1)
+    answer = OpenAIAnswer(asked, [sequence], Stamp(1, 1))
     engine.step()
     engine.step()
 
@@ -207,6 +208,11 @@ def test_a_histogram_counts_up_to_each_bound() -> None:
     assert histogram.total == 12.0
 
 
+def page_of(*engines: Engine) -> str:
+    moment = Moment(started_at=12.5, now=99.0, clock=engines[0].now)
+    return page([engine.scheduler for engine in engines], {"max_num_queued_reqs": 0}, moment)
+
+
 def test_the_metrics_page_is_valid_and_has_the_counts() -> None:
     engine = Engine(slots=1, name='odd "name"')
     engine.add(range(9), 2)
@@ -215,7 +221,7 @@ def test_the_metrics_page_is_valid_and_has_the_counts() -> None:
     engine.add(4, 1)
     engine.step()
 
-    families = list(text_string_to_metric_families(page(engine.scheduler, 12.5, 99.0)))
+    families = list(text_string_to_metric_families(page_of(engine)))
     samples = {
         (s.name, s.labels.get("finished_reason"), s.labels.get("le")): s for f in families for s in f.samples
     }
@@ -242,8 +248,8 @@ def test_the_metrics_page_is_valid_and_has_the_counts() -> None:
 
 
 def test_an_engine_with_lora_says_when_its_adapters_were_last_updated() -> None:
-    assert "lora_requests_info" not in page(Engine().scheduler, 12.5, 99.0)
-    families = text_string_to_metric_families(page(Engine(max_loras=4).scheduler, 12.5, 99.0))
+    assert "lora_requests_info" not in page_of(Engine())
+    families = text_string_to_metric_families(page_of(Engine(max_loras=4)))
     (sample,) = [s for f in families for s in f.samples if s.name == "vllm:lora_requests_info"]
     assert sample.value == 99.0
     assert sample.labels == {"max_lora": "4", "running_lora_adapters": "", "waiting_lora_adapters": ""}

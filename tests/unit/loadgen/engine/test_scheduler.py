@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from loadgen.engine.counters import REQUESTS, TOKENS
 from loadgen.engine.model import Costs, Ending, Model, Policy
+from loadgen.engine.scheduler import limit_reached
 from loadgen.engine.sequence import State
 from tests.unit.loadgen.engine.steps import Engine
 
@@ -236,16 +237,16 @@ def test_a_reached_queue_limit_is_named() -> None:
     requests = Engine(max_queued_requests=2, slots=1)
     tokens = Engine(max_queued_tokens=10)
 
-    assert requests.scheduler.limit_reached(2) is None
+    assert limit_reached([requests.scheduler], 2) is None
     requests.add(4)
-    assert requests.scheduler.limit_reached(1) is None
-    assert requests.scheduler.limit_reached(2) == REQUESTS
+    assert limit_reached([requests.scheduler], 1) is None
+    assert limit_reached([requests.scheduler], 2) == REQUESTS
     # The limit compares the backlog without the request, so a long request passes without a backlog.
-    assert tokens.scheduler.limit_reached(1) is None
+    assert limit_reached([tokens.scheduler], 1) is None
     tokens.add(10, 5)
-    assert tokens.scheduler.limit_reached(1) == TOKENS
+    assert limit_reached([tokens.scheduler], 1) == TOKENS
     tokens.step()
-    assert tokens.scheduler.limit_reached(1) is None
+    assert limit_reached([tokens.scheduler], 1) is None
 
 
 def test_times_are_measured_from_arrival_to_each_token() -> None:

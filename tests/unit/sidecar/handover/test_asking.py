@@ -396,6 +396,28 @@ async def test_a_late_offer_shows_that_the_peer_has_begun() -> None:
     assert pair.asker.answers == [(7, True)]
 
 
+@pytest.mark.parametrize("late", [Kind.OFFER, Kind.REFUSE])
+@pytest.mark.parametrize("has_room", [True, False])
+async def test_an_answer_that_crossed_its_cancellation_is_not_the_answer_to_a_request(
+    late: Kind, has_room: bool
+) -> None:
+    pair = Pair()
+    cancelled = pair.ask(6)
+    pair.links.cancel(cancelled)
+    pair.transport.written()
+    exchange = sent_on(pair, 7)
+    pair.receive(numbered(late, 6))
+    assert exchange.events == []
+    assert pair.asker.answers == []
+    if has_room:
+        pair.receive(frame(Kind.DATA, HEAD + b"{}"))
+        assert exchange.events == ["head", (b"{}", True)]
+    else:
+        pair.receive(numbered(Kind.REFUSE, 7))
+        assert exchange.events == [("refused", True)]
+    assert pair.asker.answers == [(7, has_room)]
+
+
 @pytest.mark.parametrize("end", ["closed", "lost", "other number"])
 async def test_a_request_is_not_sent_again_if_the_peer_may_have_begun(end: str) -> None:
     pair = Pair()

@@ -21,6 +21,8 @@ from tests.support.domain_builders import ASK, account, cost
 from tests.unit.sidecar.handover.test_asking import ADDRESS, HEAD, KEY, Asker, Socket
 from tests.unit.tokenpool.control.test_driver_effects import Recorded
 from tokenpool.accounting.ticket import Place, SentAsk, Ticket
+from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.placement import PeerAsk
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.control.admission_control import AdmissionControl
@@ -128,6 +130,18 @@ class Both:
                 self.session.data_received(self.to_peer.take(1 << 20))
         self.links.release(self.link)
 
+    def ask_and_cancel(self, number: int) -> None:
+        """Ask for room on an unused link, and take it elsewhere before the answer is read."""
+        idle = self.links.idle_link(ADDRESS)
+        if idle is None:
+            return
+        self.links.release(idle)
+        pending = PendingRequest(account(), ASK, cost(), 0.0, longest_wait_s=5.0)
+        asked = PeerAsk(number, "peer", ADDRESS, pending, 5.0, 0.0)
+        self.links.ask(asked)
+        self.session.data_received(self.to_peer.take(1 << 20))  # its answer is on the way
+        self.links.cancel(asked)
+
     def send(self, number: int) -> Exchange | None:
         """Send a request together with its ask; ``None`` if the connection is in use or closed."""
         place = Place("peer", ADDRESS, number, 0.0, SentAsk("within", ()))
@@ -151,17 +165,19 @@ steps = st.lists(
 
 
 @pytest.mark.parametrize("slots", [0, 1])
-@given(steps=steps, requests=st.integers(1, 3))
+@given(steps=steps, requests=st.integers(1, 3), cancels=st.booleans())
 def test_a_request_with_its_ask_runs_at_most_once(
-    slots: int, steps: list[tuple[str, int]], requests: int
+    slots: int, steps: list[tuple[str, int]], requests: int, cancels: bool
 ) -> None:
-    asyncio.run(_check(slots, steps, requests))
+    asyncio.run(_check(slots, steps, requests, cancels))
 
 
-async def _check(slots: int, steps: list[tuple[str, int]], requests: int) -> None:
+async def _check(slots: int, steps: list[tuple[str, int]], requests: int, cancels: bool) -> None:
     both = Both(slots)
     whole = len(REQUEST[0]) + len(REQUEST[1])
-    for number in range(1, requests + 1):
+    for number in range(2, 2 * requests + 1, 2):
+        if cancels:
+            both.ask_and_cancel(number - 1)
         before, has_answered = both.to_engine.written, False
         exchange = both.send(number)
         if exchange is None:
@@ -174,6 +190,11 @@ async def _check(slots: int, steps: list[tuple[str, int]], requests: int) -> Non
             elif where == "engine" and both.to_engine.written - before == whole and not has_answered:
                 has_answered = True
                 both.engine.data_received(HEAD + b"{}")
+        if not exchange.ends and not both.to_engine.written - before:
+            # Nothing is lost: once all bytes arrive, the peer has begun or the request goes elsewhere.
+            both.session.data_received(both.to_peer.take(1 << 20))
+            both.link.data_received(both.to_asker.take(1 << 20))
+            assert exchange.ends == (["refused"] if not both.to_engine.written - before else [])
         if not exchange.ends:
             both.close()
         begun = both.to_engine.written - before

@@ -1,0 +1,98 @@
+"""The knee of a rate-latency curve. Pure.
+
+The knee is the rate with the largest power: served requests per second, divided by their mean latency
+(Kleinrock, 1979). Below it, a higher rate costs little latency; above it, latency grows faster than the rate.
+A line from the origin touches the curve of latency over rate there. Only rates that the server keeps up with,
+below the first that it does not keep up with, take part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from loadgen.rates.points import Point, rate_text
+
+
+class Knee(msgspec.Struct, frozen=True):
+    """The knee, and the limit of what the server keeps up with. Rates are requests per second."""
+
+    at: float | None
+    """``None`` if the server kept up with no rate."""
+    low: float | None
+    """The lowest and the highest rate whose power differs from that of the knee by no more than chance."""
+    high: float | None
+    keeps_up_to: float | None
+    """The highest rate below the first that was not kept up with."""
+    fails_at: float | None
+    """The lowest rate that was not kept up with; ``None`` if there is none."""
+    fails_by: str
+    """The reason, as in `Point.obstacle`."""
+    is_open: bool
+    """Whether the knee may lie above the highest rate."""
+
+
+def ascending(points: Sequence[Point]) -> list[Point]:
+    """The points by rate."""
+    return sorted(points, key=lambda point: point.rate)
+
+
+def sustained(points: Sequence[Point]) -> list[Point]:
+    """The points below the first rate that was not kept up with, by rate."""
+    found: list[Point] = []
+    for point in ascending(points):
+        if not point.keeps_up:
+            break
+        found.append(point)
+    return found
+
+
+def find(points: Sequence[Point]) -> Knee:
+    """The knee of a curve."""
+    kept = sustained(points)
+    failed = next((point for point in ascending(points) if not point.keeps_up), None)
+    fails_at, fails_by = (failed.rate, failed.obstacle) if failed is not None else (None, "")
+    able = [point for point in kept if point.power is not None]
+    if not able:
+        return Knee(None, None, None, None, fails_at, fails_by, False)
+    best = max(able, key=_power)
+    index = able.index(best)
+    low = high = index
+    while low > 0 and _overlap(able[low - 1], best):
+        low -= 1
+    while high + 1 < len(able) and _overlap(able[high + 1], best):
+        high += 1
+    is_open = fails_at is None and index == len(able) - 1
+    return Knee(best.rate, able[low].rate, able[high].rate, kept[-1].rate, fails_at, fails_by, is_open)
+
+
+def _power(point: Point) -> float:
+    return point.power.value if point.power is not None else 0.0
+
+
+def _overlap(one: Point, best: Point) -> bool:
+    """Whether the intervals of the two powers overlap; without intervals, whether the powers are equal."""
+    if one.power is None or best.power is None:
+        return False
+    high = one.power.high if one.power.high is not None else one.power.value
+    low = best.power.low if best.power.low is not None else best.power.value
+    return high >= low
+
+
+def told(knee: Knee) -> list[str]:
+    """The knee in sentences."""
+    if knee.at is None:
+        lowest = f", {rate_text(knee.fails_at)} ({knee.fails_by})" if knee.fails_at is not None else ""
+        return [f"The knee lies below the lowest rate{lowest}."]
+    if knee.is_open:
+        return [f"The curve has no knee up to {rate_text(knee.at)}, its highest rate. Try higher rates."]
+    lines = [
+        f"The knee is at {rate_text(knee.at)}: there, served requests per second / mean latency is largest."
+    ]
+    if knee.low != knee.high and knee.low is not None and knee.high is not None:
+        lines.append(f"From {rate_text(knee.low)} to {rate_text(knee.high)} the difference is within chance.")
+    limit = f"The server keeps up to {rate_text(knee.keeps_up_to)}" if knee.keeps_up_to is not None else ""
+    if knee.fails_at is not None:
+        limit += f", and not with {rate_text(knee.fails_at)} ({knee.fails_by})"
+    return [*lines, f"{limit}."]

@@ -1,0 +1,82 @@
+"""Runs of one scenario at several rates, each in a folder of its own.
+
+Every run has its own seed. With one seed, all runs would send the same prompts, and an engine that caches
+prefixes would compute them only once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from loadgen.arrivals import offered_rate
+from loadgen.fields import ScenarioError
+from loadgen.rates.points import Point, point
+from loadgen.records import Run
+from loadgen.run import Order
+from loadgen.scenario import Scenario, faster
+from loadgen.summary import Summary
+
+
+def own_rate(scenario: Scenario) -> float:
+    """The scenario's own requests per second. Raises ``ScenarioError`` if it has none."""
+    found = offered_rate(scenario)
+    if not found > 0:
+        raise ScenarioError(
+            f"{scenario.name} has no tenant whose requests have a rate, so it cannot run at several rates; "
+            "give one of them arrivals such as {poisson: {rate: 1}}"
+        )
+    return found
+
+
+@dataclass(slots=True)
+class Steps:
+    """The runs so far. ``order`` is the run at the scenario's own rate."""
+
+    order: Order
+    perform: Callable[[Order], tuple[Run, Summary]]
+    clock: Callable[[], float] = time.monotonic
+    runs: dict[float, list[Run]] = field(default_factory=dict)
+    points: dict[float, Point] = field(default_factory=dict)
+    is_interrupted: bool = False
+    """Whether the last run was interrupted. It is in no point, because its measured time differs."""
+    _started_s: float = 0.0
+    _longest_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._started_s = self.clock()
+
+    def step(self, rate: float) -> Point | None:
+        """Run once at a rate, and return the point of all its runs; ``None`` if the run was interrupted."""
+        began = self.clock()
+        run, _ = self.perform(self._order_of(rate))
+        self._longest_s = max(self._longest_s, self.clock() - began)
+        if run.meta.is_interrupted:
+            self.is_interrupted = True
+            return None
+        self.runs.setdefault(rate, []).append(run)
+        self.points[rate] = point(rate, self.runs[rate])
+        return self.points[rate]
+
+    def has_time(self, most_s: float) -> bool:
+        """Whether another run as long as the longest so far ends within ``most_s`` from the start."""
+        expected_s = self._longest_s or self.order.scenario.duration_s
+        return self.clock() - self._started_s + expected_s <= most_s
+
+    @property
+    def count(self) -> int:
+        """The number of runs."""
+        return sum(len(runs) for runs in self.runs.values())
+
+    def _order_of(self, rate: float) -> Order:
+        order = self.order
+        scenario = faster(order.scenario, rate / own_rate(order.scenario))
+        number = len(self.runs.get(rate, ())) + 1
+        name = f"{rate:.4g}-run{number}"
+        return replace(
+            order,
+            scenario=replace(scenario, seed=order.scenario.seed + self.count),
+            out=order.out / f"rate-{name}",
+            label=f"{order.label} {name}",
+        )
