@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,7 @@ from tests.support.loadgen_builders import scenario, tenant
 from tests.unit.loadgen.engine.steps import Engine
 
 EXCERPT = Path(__file__).parents[2] / "support" / "traces" / "mooncake-conversation-excerpt.jsonl"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "workloads.md"
 AZURE = """\
 TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:00:00.0000000,100,10
@@ -305,6 +307,22 @@ def test_embeddings_of_a_trace_have_no_output(tmp_path: Path) -> None:
     (who,) = world(tmp_path, "trace: {azure: {file: t.csv}}", "endpoint: embeddings").tenants
     assert who.trace is not None
     assert {outputs for _, _, outputs in sizes(who.trace)} == {0}
+
+
+def test_the_examples_of_the_document_are_read(tmp_path: Path) -> None:
+    written(tmp_path, AZURE + AZURE.split("\n", 1)[1].replace("18:00", "18:15"), "a.csv")
+    (tmp_path / "a.csv").rename(tmp_path / "AzureLLMInferenceTrace_conv.csv")
+    written(tmp_path, MOONCAKE, "conversation_trace.jsonl")
+    written(tmp_path, BURST.replace(",0,500", ",9,509"), "BurstGPT_1.csv")
+    written(tmp_path, json.dumps([{"conversations": TALK}]), "sharegpt.json")
+    examples = re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    names = []
+    for example in examples:
+        made = parse(example, "s.yaml", {}, tmp_path)
+        (who,) = made.tenants
+        assert who.trace is not None
+        names.append((made.name, len(who.trace.requests)))
+    assert names == [("azure", 4), ("mooncake", 2), ("burstgpt", 2), ("sharegpt", 2)]
 
 
 def test_an_explanation_says_what_a_trace_is(tmp_path: Path) -> None:
