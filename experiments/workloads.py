@@ -13,7 +13,8 @@ import argparse
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 
 from experiments import metrics
@@ -38,6 +39,7 @@ ENGINE = (
 )
 """Fast, so that requests overlap little. The order of the ends of overlapping requests changes evictions."""
 SLOTS = 128
+ONE_BY_ONE = "arrivals: {closed: {workers: 1}}"
 DRAIN_S = 60
 SCENARIO = """\
 name: {name}
@@ -62,6 +64,8 @@ class Case:
     more: str = ""
     """Further fields of the tenant."""
     blocks: int = UNBOUNDED
+    overlaps: bool = True
+    """Whether requests are sent at their times, or one after the other."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Result:
 
     name: str
     blocks: int
+    overlaps: bool
     requests: int
     served: int
     wrong_lengths: int
@@ -89,7 +94,9 @@ class Result:
     def is_reached(self) -> bool:
         """Whether all requests were served, with their lengths, and the hits are as expected."""
         is_exact = self.wrong_lengths <= MOST_WRONG * self.requests
-        return self.served == self.requests > 0 and is_exact and self.error <= MOST_ERROR
+        # Overlapping requests hold blocks and end in another order, so a bounded cache evicts others.
+        is_expected = self.error <= MOST_ERROR or (self.overlaps and self.blocks < UNBOUNDED)
+        return self.served == self.requests > 0 and is_exact and is_expected
 
 
 def cases(folder: Path, seconds: float) -> Iterator[Case]:
@@ -104,8 +111,10 @@ def cases(folder: Path, seconds: float) -> Iterator[Case]:
     yield Case("conversations, chat", made, "endpoint: chat\ntokenizer: engine", arrivals)
     trace = f"{{mooncake: {{file: {folder}/mooncake-conversation.jsonl.gz, {window}, lengths: 0.0625}}}}"
     yield Case("Mooncake, text", trace, "tokenizer: engine")
-    for blocks in (UNBOUNDED, 16_384, 4_096, 2_048):
-        yield Case("Mooncake, token ids", trace, blocks=blocks)
+    for blocks in (UNBOUNDED, 16_384, 4_096):
+        yield Case("Mooncake", trace, blocks=blocks)
+    for blocks in (16_384, 8_192, 4_096):
+        yield Case("Mooncake, one by one", trace, more=ONE_BY_ONE, blocks=blocks, overlaps=False)
 
 
 def talks(seed: int, count: int = 200) -> list[dict[str, object]]:
@@ -163,17 +172,22 @@ def run(case: Case, seconds: float, seed: int, out: Path) -> Result:
     return Result(
         case.name,
         case.blocks,
+        case.overlaps,
         len(attempts),
         sum(attempt.outcome is Outcome.SERVED for attempt in attempts),
         sum(attempt.prompt_tokens != attempt.input_tokens for attempt in attempts),
         sum(attempt.prompt_tokens for attempt in attempts),
         round(found),
-        _expected(trace, case.blocks),
+        _expected(trace, len(attempts), case.blocks),
     )
 
 
-def _expected(trace: Trace, blocks: int) -> int | None:
-    return hits(trace, BLOCK_SIZE, blocks) if trace.block_tokens else None
+def _expected(trace: Trace, count: int, blocks: int) -> int | None:
+    """The hits of so many requests of a trace, which begins again after its end."""
+    if not trace.block_tokens:
+        return None
+    sent = tuple(islice(cycle(trace.requests), count))
+    return hits(replace(trace, requests=sent), BLOCK_SIZE, blocks)
 
 
 HEAD = """\

@@ -93,7 +93,8 @@ async def _exact(traced: Traced, counts: _Prompts) -> Traced:
     inputs, outputs = await asyncio.gather(
         counts.messages(traced.messages), counts.counter.text(traced.answer)
     )
-    return replace(traced, input_tokens=inputs, output_tokens=max(outputs, 1))
+    later = await asyncio.gather(*(_exact(turn, counts) for turn in traced.later))
+    return replace(traced, input_tokens=inputs, output_tokens=max(outputs, 1), later=tuple(later))
 
 
 async def _checked(scenario: Scenario, counter: Counter) -> list[str]:

@@ -203,7 +203,7 @@ def _tenant(item: Field, endpoint: Endpoint, environment: Mapping[str, str], fol
         ends_s=given(fields, "ends_s", lambda f: f.number("seconds", least=starts, above=True), None),
         trace=trace,
         cancel=given(fields, "cancel", behaviour_fields.cancel, None),
-        conversation=given(fields, "conversation", behaviour_fields.conversation, None),
+        conversation=given(fields, "conversation", lambda f: behaviour_fields.conversation(f, trace), None),
     )
 
 
@@ -223,7 +223,9 @@ def _check_lengths(item: Field, fields: dict[str, Field], endpoint: Endpoint, tr
             if name not in fields:
                 item.fail(f"has no {name}", f"add '{name}:' with a number of tokens or a distribution")
         return
-    for name in ("input", "output", "conversation"):
+    if trace.is_conversations and "conversation" not in fields:
+        fields["trace"].fail("has whole conversations", "add 'conversation: {think_s: 5}' to the tenant")
+    for name in ("input", "output", *(() if trace.is_conversations else ("conversation",))):
         if name in fields:
             fields[name].fail("stands beside a trace, which has requests of its own", f"remove '{name}:'")
     if "prefix" in fields and any(traced.blocks or traced.messages for traced in trace.requests):

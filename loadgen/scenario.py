@@ -178,6 +178,8 @@ class Traced:
     """The text of the prompt, if the trace has it."""
     answer: str = ""
     """The recorded answer, whose length the request asks for."""
+    later: tuple[Traced, ...] = ()
+    """The later turns of the conversation, each with its own question only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +190,8 @@ class Trace:
     requests: tuple[Traced, ...]
     block_tokens: int = 0
     """The tokens of each block of a prompt; 0 without blocks."""
+    is_conversations: bool = False
+    """Whether each request begins a conversation, with its ``later`` turns."""
     most_input: int | None = None
     """Prompts of recorded text are left out above this many tokens."""
     notes: tuple[str, ...] = ()

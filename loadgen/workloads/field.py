@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loadgen.fields import Field, given
@@ -63,7 +63,9 @@ def read(field: Field, folder: Path, *, has_arrivals: bool) -> Trace:
     file = fields["file"].text()
     selection = _selection(fields)
     path = folder / file
-    return select(form.read(path, fields), selection, path, file, block=form.block, zero=form.zero)
+    trace = select(form.read(path, fields), selection, path, file, block=form.block, zero=form.zero)
+    is_conversations = "turns" in fields and fields["turns"].text() == sharegpt.Turns.CONVERSATION
+    return replace(trace, is_conversations=is_conversations)
 
 
 def _selection(fields: dict[str, Field]) -> Selection:

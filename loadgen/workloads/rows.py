@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from loadgen.fields import ScenarioError
-from loadgen.scenario import Message
+from loadgen.scenario import Message, Traced
 
 
 class Row(NamedTuple):
@@ -29,6 +29,8 @@ class Row(NamedTuple):
     """The text of the prompt, if the format has it."""
     answer: str = ""
     """The text of the recorded answer."""
+    later: tuple[Traced, ...] = ()
+    """The later turns of the conversation, if they are kept together."""
 
 
 def broken(path: Path, line: int, problem: str, fix: str) -> NoReturn:

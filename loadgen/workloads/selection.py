@@ -88,7 +88,9 @@ def select(
         (replace(each, at_s=each.at_s / speed) for each in counts.kept), key=lambda each: each.at_s
     )
     notes = tuple(f"{file}: {note}." for note in _notes(counts, selection, speed))
-    return Trace(file, tuple(requests), scaled_block, selection.most_input, notes)
+    return Trace(
+        file, tuple(requests), block_tokens=scaled_block, most_input=selection.most_input, notes=notes
+    )
 
 
 def _block(block: int, factor: float, path: Path) -> int:
@@ -124,7 +126,7 @@ def _take(row: Row, at_s: float, selection: Selection, block: int, counts: _Coun
         counts.output_tokens += outputs - most_output
         outputs = most_output
     blocks = row.blocks[: -(-inputs // block)] if block else ()
-    counts.kept.append(Traced(at_s, inputs, outputs, blocks, row.messages, row.answer))
+    counts.kept.append(Traced(at_s, inputs, outputs, blocks, row.messages, row.answer, row.later))
 
 
 def _speed(kept: list[Traced], selection: Selection, path: Path) -> float:

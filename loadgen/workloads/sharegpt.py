@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.scenario import Message
+from loadgen.scenario import Message, Traced
 from loadgen.workloads.rows import Row, broken, content
 
 BYTES_PER_TOKEN = 4
@@ -34,6 +34,8 @@ class Turns(StrEnum):
     """The first question only."""
     EACH = "each"
     """Each question, with the recorded conversation before it."""
+    CONVERSATION = "conversation"
+    """All questions, one after the other, each with the answers that the engine gives."""
 
 
 class _Text(msgspec.Struct):
@@ -72,17 +74,32 @@ def _message(path: Path, line: int, given: _Message) -> Message:
 
 
 def _requests(messages: list[Message], line: int, turns: Turns) -> Iterator[Row]:
-    """A request for each question that has an answer. What the assistant says before is no question."""
+    """The requests of a conversation. What the assistant says before the first question is no question."""
     begins = next((place for place, each in enumerate(messages) if each.role != "assistant"), len(messages))
     kept = messages[begins:]
-    for place, (question, answer) in enumerate(pairwise(kept)):
-        if (question.role, answer.role) != ("user", "assistant") or not (question.content and answer.content):
-            continue
-        before = tuple(kept[: place + 1])
-        tokens = sum(_tokens(each.content) for each in before)
-        yield Row(line, 0.0, tokens, _tokens(answer.content), (), before, answer.content)
-        if turns is Turns.FIRST:
-            return
+    asked = [
+        place
+        for place, (question, answer) in enumerate(pairwise(kept))
+        if (question.role, answer.role) == ("user", "assistant") and question.content and answer.content
+    ]
+    if turns is Turns.EACH:
+        for place in asked:
+            yield _row(line, kept[: place + 1], kept[place + 1])
+    elif asked:
+        first, *later = asked
+        row = _row(line, kept[: first + 1], kept[first + 1])
+        is_whole = turns is Turns.CONVERSATION
+        yield row._replace(later=tuple(_turn(kept[n], kept[n + 1]) for n in later) if is_whole else ())
+
+
+def _row(line: int, said: list[Message], answer: Message) -> Row:
+    tokens = sum(_tokens(each.content) for each in said)
+    return Row(line, 0.0, tokens, _tokens(answer.content), (), tuple(said), answer.content)
+
+
+def _turn(question: Message, answer: Message) -> Traced:
+    tokens = _tokens(question.content), _tokens(answer.content)
+    return Traced(0.0, *tokens, messages=(question,), answer=answer.content)
 
 
 def _tokens(text: str) -> int:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import io
 import json
-import random
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,10 +13,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from loadgen.engine.model import Costs, Model
-from loadgen.engine.runner import Runner as EngineRunner
+from loadgen.engine.model import Costs
 from loadgen.engine.scheduler import Scheduler
-from loadgen.engine.server import start
 from loadgen.fields import ScenarioError
 from loadgen.preparing import prepare
 from loadgen.progress import Progress
@@ -28,6 +24,7 @@ from loadgen.run import Order, Runner
 from loadgen.scenario import Scenario, Tokenizer
 from loadgen.summary import summarise
 from loadgen.workloads.prefix_hits import hits
+from tests.integration.loadgen.engine.simulated import simulated
 from tests.integration.loadgen.server import Received, Server
 from tests.support.loadgen_builders import scenario
 
@@ -49,15 +46,8 @@ async def engine(**model: Any) -> AsyncIterator[tuple[Scheduler, str]]:
         "costs": FAST,
         **model,
     }
-    runner = EngineRunner(Scheduler(Model(**given)), time.monotonic, random.Random(1))
-    site = await start(runner, "127.0.0.1", 0, random.Random(1))
-    stepping = asyncio.create_task(runner.run())
-    try:
-        yield runner.scheduler, f"http://127.0.0.1:{site.addresses[0][1]}"
-    finally:
-        stepping.cancel()
-        await site.cleanup()
-        await asyncio.wait([stepping])
+    async with simulated(**given) as client:
+        yield client.scheduler, client.url
 
 
 def planned(folder: Path, tenant: str, *top: str, duration_s: float = 1.0) -> Scenario:
@@ -95,9 +85,9 @@ async def measured(folder: Path, world: Scenario, url: str) -> Run:
         "trace: {sharegpt: {file: talks.json, turns: each}}, arrivals: {constant: {rate: 30}}",
     ],
 )
-@pytest.mark.parametrize("route", ["chat", "completions"])
-async def test_a_short_part_of_each_format_runs(tmp_path: Path, tenant: str, route: str) -> None:
-    world = planned(tmp_path, tenant, f"route: {route}", "tokenizer: engine")
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+async def test_a_short_part_of_each_format_runs(tmp_path: Path, tenant: str, endpoint: str) -> None:
+    world = planned(tmp_path, tenant, f"endpoint: {endpoint}", "tokenizer: engine")
     async with engine() as (_, url):
         run = await measured(tmp_path, world, url)
     assert len(run.attempts) >= 20
@@ -122,10 +112,23 @@ async def test_cache_hits_are_those_of_the_trace(tmp_path: Path, form: str, bloc
     assert counted.cache_hits == pytest.approx(hits(known, 16, blocks), rel=0.01)
 
 
+async def test_whole_conversations_run_with_the_answers_of_the_engine(tmp_path: Path) -> None:
+    talk = "{sharegpt: {file: talks.json, turns: conversation}}"
+    tenant = f"trace: {talk}, arrivals: {{constant: {{rate: 12}}}}, conversation: {{think_s: 0.01}}"
+    async with engine() as (_, url):
+        run = await measured(tmp_path, planned(tmp_path, tenant, "endpoint: chat", "tokenizer: engine"), url)
+    by_turn = [[a for a in run.attempts if a.turn == turn] for turn in (1, 2)]
+    assert [len(attempts) for attempts in by_turn] >= [10, 8]
+    assert {attempt.outcome for attempt in run.attempts} == {Outcome.SERVED}
+    assert all(attempt.prompt_tokens == attempt.input_tokens for attempt in by_turn[0])
+    # The engine's template joins the turns, so a later one may differ by a token.
+    assert all(abs(attempt.prompt_tokens - attempt.input_tokens) <= 2 for attempt in by_turn[1])
+
+
 async def test_other_lengths_than_asked_are_said(tmp_path: Path) -> None:
     tenant = "arrivals: {constant: {rate: 10}}, input: 20, output: 2"
     async with engine() as (_, url):
-        run = await measured(tmp_path, planned(tmp_path, tenant, "route: chat"), url)
+        run = await measured(tmp_path, planned(tmp_path, tenant, "endpoint: chat"), url)
     (note,) = summarise(run).notes
     assert note.startswith("10 of 10 prompts (100.0%) had other lengths than asked: +6 to +6 tokens, +30.00%")
 

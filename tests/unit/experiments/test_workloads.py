@@ -9,7 +9,7 @@ import pytest
 
 from experiments.workloads import UNBOUNDED, Result, cases, line, talks
 
-GOOD = Result("Mooncake", 4096, 10, 10, 0, 900, 300, 302)
+GOOD = Result("Mooncake", 4096, False, 10, 10, 0, 900, 300, 302)
 
 
 def test_each_format_and_several_cache_sizes_are_tried() -> None:
@@ -27,6 +27,8 @@ def test_the_data_set_follows_the_seed() -> None:
     [
         ({}, True),
         ({"hits": 290}, False),
+        ({"hits": 290, "overlaps": True}, True),
+        ({"hits": 290, "overlaps": True, "blocks": UNBOUNDED}, False),
         ({"served": 9}, False),
         ({"wrong_lengths": 1}, False),
         ({"expected": None}, True),

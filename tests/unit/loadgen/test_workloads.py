@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from loadgen import prompts
-from loadgen.arrivals import arrivals, requests
+from loadgen.arrivals import arrivals, expected_requests, requests
+from loadgen.conversations import Talk, turns
 from loadgen.explaining import explain
 from loadgen.fields import ScenarioError
 from loadgen.reading import parse
@@ -22,7 +23,7 @@ from loadgen.workloads.prefix_hits import best_share, hits
 from loadgen.workloads.rows import Row
 from loadgen.workloads.selection import Selection, select
 from loadgen.workloads.sharegpt import Turns
-from tests.support.loadgen_builders import scenario, tenant
+from tests.support.loadgen_builders import attempt, scenario, tenant
 from tests.unit.loadgen.engine.steps import Engine
 
 EXCERPT = Path(__file__).parents[2] / "support" / "traces" / "mooncake-conversation-excerpt.jsonl"
@@ -137,6 +138,33 @@ def test_conversations_are_read_as_single_requests(tmp_path: Path, text: str) ->
     assert [len(row.messages) for row in each] == [1, 3, 2]
     assert each[1].messages[1] == Message("assistant", "384,400 km on average.")
     assert (first.input_tokens, first.output_tokens) == (5, 6)  # four bytes a token, until they are counted
+
+
+def test_whole_conversations_are_kept_together(tmp_path: Path) -> None:
+    written(tmp_path, json.dumps([{"conversations": TALK}]), "t.json")
+    trace = "trace: {sharegpt: {file: t.json, turns: conversation}}"
+    fields = (trace, "arrivals: {poisson: {rate: 1}}", "endpoint: chat")
+    made = world(tmp_path, *fields, "conversation: {think_s: 3}")
+    (who,) = made.tenants
+    assert who.conversation is not None
+    first = next(requests(who, 1))
+    asked = list(turns(who, who.conversation, first, 1))
+    assert [(turn.number, turn.think_s) for turn in asked] == [(1, 0.0), (2, 3.0)]
+    talk = Talk(made, who)
+    talk.ask(asked[0])
+    assert talk.hear(attempt(1.0, prompt_tokens=20), "Far.")
+    request, body = talk.ask(asked[1])
+    assert [said["content"] for said in json.loads(body)["messages"]] == [
+        "How far is the moon?", "Far.", "And the sun?",
+    ]  # fmt: skip
+    assert (request.input_tokens, request.output_tokens) == (20 + 5 + 3, 5)
+    assert expected_requests(made, who) == pytest.approx(60 * 2)
+    with pytest.raises(
+        ScenarioError, match=r"trace has whole conversations; add 'conversation: \{think_s: 5\}'"
+    ):
+        world(tmp_path, *fields)
+    with pytest.raises(ScenarioError, match="turns is not a known field"):
+        world(tmp_path, *fields, "conversation: {think_s: 3, turns: 2}")
 
 
 def test_equal_conversations_have_lines_of_their_own(tmp_path: Path) -> None:
