@@ -23,6 +23,7 @@ from typing import TypeVar
 import msgspec
 
 from experiments import (
+    coverage,
     fidelity,
     hostile,
     one_pool,
@@ -49,6 +50,7 @@ SOAK = "soak"
 """An experiment of half an hour. It runs only if the command line names it."""
 EVERY = (*WHAT, SOAK)
 SEPARATE = {
+    "coverage": coverage.main,
     "one-pool": one_pool.main,
     "prefix-caches": prefix_caches.main,
     "quotas": quotas.main,

@@ -16,15 +16,16 @@ from urllib.parse import urlsplit
 from loadgen import reading
 from loadgen.fields import ScenarioError
 from loadgen.rates.options import add_sweep_options
-from loadgen.records import RunUnreadable
+from loadgen.records import RunUnreadable, TenantMeta
 from loadgen.scenario import Scenario, faster, lasting, unmeasured
 from runtime.build import add_version
 
 if TYPE_CHECKING:
+    from loadgen.goals import Goal
     from loadgen.run import Order
 
 FAILED = 1
-"""Nothing was served, or a process of the run failed."""
+"""Nothing was served, a process of the run failed, a goal was missed, or a regression found."""
 USAGE_ERROR = 2
 INTERRUPTED = 130
 MOST_PROCESSES = 256
@@ -62,6 +63,13 @@ def _parser() -> argparse.ArgumentParser:
         "130 interrupted (a report of the measurements so far is written).",
     )
     _add_order(run)
+    run.add_argument(
+        "--fail-on",
+        action="append",
+        default=[],
+        metavar="GOAL",
+        help="exit with 1 if this goal is missed, such as 'guaranteed.ttft.p99<=300ms'; repeat for several",
+    )
     sweep = commands.add_parser(
         "sweep",
         help="run a scenario at rising rates, and find the knee",
@@ -73,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="compare runs; those with one label form a group")
     compare.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     compare.add_argument("--out", type=Path, help="an HTML file to write")
+    compare.add_argument(
+        "--fail-if",
+        action="append",
+        default=[],
+        metavar="REGRESSION",
+        help="exit with 1 if a label is worse than the first, such as 'ttft.p99>+10%%'; repeat for several",
+    )
     check = commands.add_parser("check", help="validate a scenario and explain it")
     check.add_argument("scenario", type=Path)
     _add_changes(check)
@@ -182,29 +197,36 @@ def _sending(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from loadgen import report  # noqa: PLC0415
+    from loadgen import goals, report  # noqa: PLC0415
     from loadgen.performing import performed  # noqa: PLC0415
     from loadgen.records import REPORT  # noqa: PLC0415
 
-    order = _order(arguments)
-    run, summary = performed(order, arguments.processes)
-    print(report.text(run.meta, summary))
+    asked = [goals.parse(text) for text in arguments.fail_on]
+    order = _order(arguments, asked)
+    done = performed(order, arguments.processes, asked)
+    print(report.text(done.run.meta, done.summary, done.goals))
     print(f"The report is {order.out / REPORT}")
-    if run.meta.is_interrupted:
+    if done.run.meta.is_interrupted:
         return INTERRUPTED
-    return 0 if summary.served else FAILED
+    is_missed = any(not result.is_met for result in done.goals)
+    return FAILED if is_missed or not done.summary.served else 0
 
 
-def _order(arguments: argparse.Namespace) -> Order:
-    """The run that the options describe, after a request to each server that it needs."""
+def _order(arguments: argparse.Namespace, asked: Sequence[Goal] = ()) -> Order:
+    """The run that the options describe, after a request to each server that it needs.
+
+    Raises ``ScenarioError`` for goals ``asked`` that it cannot be judged by.
+    """
     import uvloop  # noqa: PLC0415
 
+    from loadgen import goals  # noqa: PLC0415
     from loadgen.preparing import prepare  # noqa: PLC0415
     from loadgen.probe import probe  # noqa: PLC0415
     from loadgen.run import Order  # noqa: PLC0415
 
     scenario = _scenario(arguments)
     _check_order(scenario, arguments)
+    goals.check(asked, [TenantMeta(tenant.name, tenant.tier, tenant.slo) for tenant in scenario.tenants])
     uvloop.run(probe(scenario, arguments.url))
     scenario, notes = uvloop.run(prepare(scenario, arguments.url[0]))
     return Order(
@@ -225,7 +247,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from loadgen.rates.steps import Steps  # noqa: PLC0415
     from loadgen.rates.sweep import sweep  # noqa: PLC0415
 
-    steps = Steps(_order(arguments), partial(performed, processes=arguments.processes))
+    steps = Steps(_order(arguments), lambda order: performed(order, arguments.processes).run)
     result = sweep(steps, arguments, partial(print, flush=True))
     print(outcome.told(steps, result))
     return INTERRUPTED if steps.is_interrupted else 0
@@ -250,17 +272,21 @@ def _check_order(scenario: Scenario, arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from loadgen import compare  # noqa: PLC0415
+    from loadgen import compare, regressions  # noqa: PLC0415
     from loadgen.records import load  # noqa: PLC0415
     from loadgen.summary import summarise  # noqa: PLC0415
 
+    asked = [regressions.parse(text) for text in arguments.fail_if]
     runs = [load(folder) for folder in arguments.folders]
     groups = compare.groups(runs, [summarise(run) for run in runs])
-    print(compare.text(groups))
+    if asked and len(groups) < 2:
+        raise ScenarioError("--fail-if compares labels, and all runs have the same; give runs of two labels")
+    judged = compare.judge(asked, groups)
+    print(compare.text(groups, judged))
     if arguments.out is not None:
-        arguments.out.write_text(compare.html(groups), encoding="utf-8")
+        arguments.out.write_text(compare.html(groups, judged), encoding="utf-8")
         print(f"The page is {arguments.out}")
-    return 0
+    return FAILED if any(result.is_failed for result in judged) else 0
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def _count(attempt: Attempt, usage: sse.Usage | None) -> None:
     if usage is not None:
         attempt.prompt_tokens = usage.prompt_tokens
         if usage.completion_tokens is not None:
-            attempt.tokens = usage.completion_tokens
+            attempt.tokens, attempt.is_counted = usage.completion_tokens, True
 
 
 class _Stream:
@@ -280,7 +280,7 @@ class _Stream:
         """Record the observations in the attempt."""
         attempt, gaps = self._attempt, self._gaps
         if self._events:
-            attempt.tokens = self._events
+            attempt.tokens, attempt.last_s = self._events, self._last_s
         _count(attempt, self._usage)
         if gaps:
             attempt.gap_mean_s = sum(gaps) / len(gaps)

@@ -1,7 +1,7 @@
 """Comparison of runs: a row for each tenant, phase and label, with ratios to the first label. Pure.
 
-Runs with the same label differ only in the seed. A label with several runs has a median and a worst value. A
-label with one run has a confidence interval.
+Runs with the same label differ only in the seed. A label with several runs has a median, its interval across
+the runs, and a worst value. A label with one run has the interval of that run.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from statistics import median
 
 import msgspec
 
+from loadgen import regressions as regression_words
 from loadgen import words
+from loadgen.goals import tenants
+from loadgen.intervals import LEAST_RUNS, across
 from loadgen.page import page, plots, warning
 from loadgen.plots import Band, Bar, Frame, Series, curves, intervals
 from loadgen.records import Meta, Outcome, Run
+from loadgen.regressions import Regression, RegressionResult
 from loadgen.report import notes, percentile_points, waits_by_tenant
 from loadgen.statistics import Estimate, Windows, nice_width
 from loadgen.summary import EVERYONE, MEASURES, WHOLE, Cell, Summary, is_rate
@@ -30,10 +34,10 @@ class Compared(msgspec.Struct, frozen=True):
     """One number of one label over its runs, and its ratio to the first label."""
 
     median: float
-    worst: float
-    """The largest latency, the smallest rate."""
-    interval: Estimate | None
-    """The interval of a single run."""
+    worst: float | None
+    """The largest latency or the smallest rate of several runs; ``None`` for a single run."""
+    interval: Estimate
+    """The median with the interval of a single run, or with the interval across several."""
     ratio: float | None
     """The ratio of the medians; ``None`` for the first label, and if the first label has no number."""
 
@@ -94,7 +98,7 @@ def rows(compared: Sequence[Group]) -> list[Row]:
 def _row(tenant: str, phase: str, label: str, cells: list[Cell], first: list[Cell]) -> Row:
     asked = sum(cell.requests for cell in cells)
     served = sum(cell.ended(Outcome.SERVED) for cell in cells)
-    shed = sum(cell.ended(Outcome.SHED) + cell.ended(Outcome.UNAVAILABLE) for cell in cells)
+    shed = sum(cell.refused for cell in cells)
     measures = {name: made for name in MEASURES if (made := _compared(name, cells, first)) is not None}
     return Row(tenant, phase, label, len(cells), asked, served / asked if asked else 1.0, shed, measures)
 
@@ -105,14 +109,34 @@ def _compared(measure: str, cells: list[Cell], first: list[Cell]) -> Compared | 
     if not made:
         return None
     values = [estimate.value for estimate in made]
-    middle = median(values)
+    over_all = across(made)
+    assert over_all is not None, "there is an estimate"
     base = median(against) if against else 0.0
     return Compared(
-        median=middle,
-        worst=min(values) if is_rate(measure) else max(values),
-        interval=made[0] if len(made) == 1 else None,
-        ratio=middle / base if base > 0 else None,
+        median=over_all.value,
+        worst=None if len(values) == 1 else min(values) if is_rate(measure) else max(values),
+        interval=over_all,
+        ratio=over_all.value / base if base > 0 else None,
     )
+
+
+def judge(regressions: Sequence[Regression], compared: Sequence[Group]) -> list[RegressionResult]:
+    """Each regression for each of its tenants in every label after the first, over whole runs.
+
+    Raises ``GoalError`` if one names no tenant and no tier of the runs.
+    """
+    known = list({t.name: t for g in compared for run in g.runs for t in run.meta.tenants}.values())
+    found = []
+    for regression in regressions:
+        read = regression.number.read
+        for name in tenants(regression.text, regression.who, known):
+            numbers = [
+                across([made for cell in group.cells(name, WHOLE) if (made := read(cell)) is not None])
+                for group in compared
+            ]
+            for group, after in zip(compared[1:], numbers[1:], strict=True):
+                found.append(regression.result(name, group.label, numbers[0], after))
+    return found
 
 
 def _cell(measure: str, compared: Compared | None) -> str:
@@ -122,9 +146,10 @@ def _cell(measure: str, compared: Compared | None) -> str:
     value = words.estimate(Estimate(compared.median), rate=rate)
     if compared.ratio is not None:
         value += f" ({compared.ratio:.2f}x)"
-    if compared.interval is not None:
-        return f"{value}\n{words.interval(compared.interval, rate=rate)}"
-    return f"{value}\nworst {words.estimate(Estimate(compared.worst), rate=rate)}"
+    small = [words.interval(compared.interval, rate=rate)]
+    if compared.worst is not None:
+        small.append(f"worst {words.estimate(Estimate(compared.worst), rate=rate)}")
+    return f"{value}\n{', '.join(filter(None, small))}"
 
 
 def _line(row: Row) -> list[str]:
@@ -148,17 +173,25 @@ def _short_line(row: Row) -> list[str]:
     return [row.tenant, row.phase, row.label, f"{row.served:.1%}", str(row.shed), *flat]
 
 
-def text(compared: Sequence[Group]) -> str:
-    """The comparison for a terminal."""
+def text(compared: Sequence[Group], judged: Sequence[RegressionResult] = ()) -> str:
+    """The comparison for a terminal, with the results of ``--fail-if``."""
     lines = [_short_line(row) for row in rows(compared)]
     table = words.text_table(("tenant", "phase", "label", "served", "shed", *SHORT), lines, left=3)
-    return "\n".join([table, _legend(compared), *(f"! {note}" for note in _notes(compared))])
+    results = words.text_table(regression_words.HEAD, regression_words.rows(judged), left=3)
+    return "\n".join(
+        [
+            table,
+            _legend(compared),
+            *([results] if judged else []),
+            *(f"! {note}" for note in _notes(compared)),
+        ]
+    )
 
 
 def _legend(compared: Sequence[Group]) -> str:
     return (
         f"In round brackets: the ratio to {compared[0].label}. Below or in square brackets: the 95 % "
-        "confidence interval of a single run, the worst of several."
+        f"confidence interval, within a single run or across {LEAST_RUNS} and more; the worst of several."
     )
 
 
@@ -171,8 +204,8 @@ def _notes(compared: Sequence[Group]) -> list[str]:
     ]
 
 
-def html(compared: Sequence[Group]) -> str:
-    """The comparison as a page."""
+def html(compared: Sequence[Group], judged: Sequence[RegressionResult] = ()) -> str:
+    """The comparison as a page, with the results of ``--fail-if``."""
     made = rows(compared)
     title = " / ".join(group.label for group in compared)
     tenants = list(dict.fromkeys(row.tenant for row in made if row.tenant != EVERYONE))
@@ -181,16 +214,25 @@ def html(compared: Sequence[Group]) -> str:
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(_setting(compared))}</p>',
         *map(warning, _notes(compared)),
+        *_regressions(judged),
         "<h2>In numbers</h2>",
         words.html_table((*_HEAD, *SHOWN), lines, _legend(compared), left=3),
         "<h2>99th percentile of the time to first token</h2>",
-        '<p class="soft note">Lines: the 95 % confidence interval of a single run, or from the median of '
-        "several to the worst.</p>",
+        '<p class="soft note">Lines: the 95 % confidence interval, within a single run or across several '
+        "runs.</p>",
         plots([_bars(tenant, made, compared) for tenant in tenants], pairs=True),
         "<h2>The same over time</h2>",
         plots([_over_time(tenant, compared) for tenant in tenants], pairs=True),
     ]
     return page(f"{title}: comparison of runs", parts)
+
+
+def _regressions(judged: Sequence[RegressionResult]) -> list[str]:
+    if not judged:
+        return []
+    note = "Against the first label. Square brackets: the 95 % confidence interval."
+    lines = regression_words.rows(judged)
+    return ["<h2>Regressions</h2>", words.html_table(regression_words.HEAD, lines, note, left=3)]
 
 
 def _setting(compared: Sequence[Group]) -> str:
@@ -209,8 +251,7 @@ def _bars(tenant: str, made: Sequence[Row], compared: Sequence[Group]) -> str:
         if row.tenant != tenant or number is None:
             continue
         name = row.label if row.phase == WHOLE else f"{row.label}, {row.phase}"
-        made_of = number.interval
-        low, high = (made_of.low, made_of.high) if made_of is not None else (None, number.worst)
+        low, high = number.interval.low, number.interval.high
         note = _cell("TTFT p99", number).partition("\n")[2]
         bars.append(Bar(name, number.median, low, high, colours[row.label], note))
     return intervals(tenant, bars, unit="s", is_log=True)

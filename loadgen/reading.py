@@ -34,6 +34,7 @@ from loadgen.scenario import (
     Replay,
     Retries,
     Scenario,
+    Slo,
     Tenant,
     Tokenizer,
     Trace,
@@ -51,7 +52,7 @@ _SCENARIO = (
     "tokenizer", "timeout_s", "drain_s", "spread", "tenants", "phases", "faults", "warm_up_s", "cool_down_s",
 )  # fmt: skip
 _TENANT = (
-    "name", "key", "arrivals", "input", "output", "trace", "prefix", "retries", "priority", "tier",
+    "name", "key", "arrivals", "input", "output", "trace", "prefix", "retries", "priority", "tier", "slo",
     "starts_s", "ends_s", "cancel", "conversation", "endpoint", "model", "ignore_eos", "batch", "headers",
     "extra_body",
 )  # fmt: skip
@@ -199,6 +200,7 @@ def _tenant(item: Field, endpoint: Endpoint, environment: Mapping[str, str], fol
         retries=given(fields, "retries", _retries, Retries()),
         priority=given(fields, "priority", lambda f: f.whole("(a priority)", least=-(1 << 31)), None),
         tier=given(fields, "tier", Field.text, ""),
+        slo=given(fields, "slo", _slo, None),
         starts_s=starts,
         ends_s=given(fields, "ends_s", lambda f: f.number("seconds", least=starts, above=True), None),
         trace=trace,
@@ -251,6 +253,18 @@ def _retries(field: Field) -> Retries:
         most=given(fields, "most", lambda f: f.whole("retries"), 0),
         honour_retry_after=given(fields, "honour_retry_after", Field.truth, True),
         wait_s=given(fields, "wait_s", lambda f: f.number("seconds"), 0.5),
+    )
+
+
+_GOALS = ("ttft_ms", "tpot_ms", "e2e_ms")
+
+
+def _slo(field: Field) -> Slo:
+    fields = field.fields(_GOALS)
+    if not fields:
+        field.fail("has no goal", f"write at least one of {', '.join(_GOALS)}, such as {{ttft_ms: 300}}")
+    return Slo(
+        *(given(fields, goal, lambda f: f.number("milliseconds", above=True), None) for goal in _GOALS)
     )
 
 

@@ -1,4 +1,4 @@
-"""The files of a run in its folder: requests.jsonl, state.jsonl, meta.json, summary.json.
+"""The files of a run in its folder: requests.jsonl, state.jsonl, meta.json, summary.json, goals.json.
 
 requests.jsonl has one line for each attempt, written at its end. The other files describe
 the whole run. No file contains API keys.
@@ -17,11 +17,11 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from loadgen.scenario import Header, Process, Scenario, Trace
+from loadgen.scenario import Header, Process, Scenario, Slo, Trace
 
 _Record = TypeVar("_Record")
-REQUESTS, STATE, META, SUMMARY, REPORT = (
-    "requests.jsonl", "state.jsonl", "meta.json", "summary.json", "report.html",
+REQUESTS, STATE, META, SUMMARY, GOALS, REPORT = (
+    "requests.jsonl", "state.jsonl", "meta.json", "summary.json", "goals.json", "report.html",
 )  # fmt: skip
 _PACKAGES = ("tokenpool", "aiohttp", "uvloop", "msgspec")
 _encode = msgspec.json.Encoder().encode
@@ -46,6 +46,12 @@ class Outcome(StrEnum):
     """The client ended it, as the scenario's ``cancel`` says."""
     CUT = "cut"
     """The run ended before the request."""
+
+
+REFUSED = frozenset({Outcome.SHED, Outcome.UNAVAILABLE})
+"""The server answered that it does not serve the request now."""
+FAILED = frozenset({Outcome.ERROR, Outcome.BROKEN, Outcome.TIMEOUT, Outcome.PREEMPTED, Outcome.CUT})
+"""The request was neither served nor refused."""
 
 
 class Attempt(msgspec.Struct, omit_defaults=True):
@@ -82,10 +88,14 @@ class Attempt(msgspec.Struct, omit_defaults=True):
     retry_after_s: float | None = None
     first_s: float | None = None
     """The time of the first token."""
+    last_s: float | None = None
+    """The time of the last token of a stream."""
     prompt_tokens: int = 0
     """Input tokens by the engine's count."""
     tokens: int = 0
     """Output tokens by the engine's count, or else the number of events."""
+    is_counted: bool = False
+    """Whether the engine reported its count of the output tokens."""
     url: int = 0
     gap_mean_s: float | None = None
     gap_p99_s: float | None = None
@@ -119,6 +129,7 @@ class TenantMeta(msgspec.Struct, frozen=True):
 
     name: str
     tier: str = ""
+    slo: Slo | None = None
 
 
 class Machine(msgspec.Struct, frozen=True):

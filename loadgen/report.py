@@ -10,10 +10,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
-from loadgen import failures, words
+from loadgen import failures, goals, words
+from loadgen.goals import GoalResult
 from loadgen.page import page, plots, warning
 from loadgen.plots import Band, Frame, Mark, Series, curves, layers, log_ticks
-from loadgen.records import EntitlementSample, Meta, Outcome, Run, Sample
+from loadgen.records import REFUSED, EntitlementSample, Meta, Outcome, Run, Sample
 from loadgen.statistics import Windows, nice_width, percentile
 from loadgen.summary import (
     EVERYONE,
@@ -34,8 +35,6 @@ _UNKNOWN_FROM = 1e8
 """A limit from this many tokens per second stands for an unknown bound; no engine is so fast."""
 _CURVES = (("p50", 0.5, 2, 1.5), ("p95", 0.95, 1, 1.5), ("p99", 0.99, 0, 2.5))
 """Name, share, dash and width of each tenant's curves."""
-_REFUSED = (Outcome.SHED, Outcome.UNAVAILABLE)
-_FAILED = (Outcome.ERROR, Outcome.BROKEN, Outcome.TIMEOUT, Outcome.PREEMPTED, Outcome.CUT)
 _HEAD = ("tenant", "phase", "requests", "served", "shed", "failed")
 
 
@@ -55,6 +54,16 @@ def notes(meta: Meta, summary: Summary) -> list[str]:
             "as lower bounds."
         )
     found += [*meta.notes, *summary.notes]
+    if uncounted := sum(cell.uncounted for cell in totals):
+        found.append(
+            f"{uncounted} streams had no usage of the engine; they have no time per output token, and each "
+            "event counts as one token."
+        )
+    unbounded = [(cell.tenant, cell.ttft.p99) for cell in totals if cell.ttft.p99 is not None]
+    if why := [f"{name}: {p99.reason}" for name, p99 in unbounded if p99.high is None]:
+        found.append(
+            f"TTFT p99 has no upper bound ({'. '.join(why)}). Run longer, or compare runs of several seeds."
+        )
     found += [f"{count} reads of {url} failed." for url, count in meta.unread_states.items()]
     failed = [fault for fault in meta.faults if fault.result != "done"]
     return found + [f"The fault '{fault.what}' {fault.result}." for fault in failed]
@@ -69,8 +78,6 @@ def nothing_served(summary: Summary) -> str:
 
 def counts(cell: Cell) -> list[str]:
     """The columns that count requests."""
-    refused = sum(cell.ended(outcome) for outcome in _REFUSED)
-    failed = sum(cell.ended(outcome) for outcome in _FAILED)
     tries = f"\n{cell.attempts} attempts" if cell.attempts > cell.requests else ""
     ended = cell.ended(Outcome.PREEMPTED)
     preempted = f"\n{ended} preempted" if ended else ""
@@ -79,13 +86,13 @@ def counts(cell: Cell) -> list[str]:
     return [
         f"{cell.requests}{tries}{by_client}",
         str(cell.ended(Outcome.SERVED)),
-        str(refused),
-        f"{failed}{preempted}",
+        str(cell.refused),
+        f"{cell.failed}{preempted}",
     ]
 
 
-def text(meta: Meta, summary: Summary) -> str:
-    """The report for a terminal."""
+def text(meta: Meta, summary: Summary, judged: Sequence[GoalResult] = ()) -> str:
+    """The report for a terminal, with the results of ``--fail-on``."""
     shown = ("TTFT p50", "TTFT p99", "gap p99", "e2e p99", "out tok/s", "tok/s")
     rows = [
         [cell.tenant, cell.phase, *(part.partition("\n")[0] for part in counts(cell))]
@@ -97,8 +104,9 @@ def text(meta: Meta, summary: Summary) -> str:
         f"the generator used {meta.cpu:.0%} of a core"
     )
     warnings = [f"! {note}" for note in notes(meta, summary)]
+    results = [words.text_table(goals.HEAD, goals.rows(judged))] if judged else []
     remarks = [*_remarks(meta, summary), *failures.text(summary.failures)]
-    return "\n".join([words.text_table((*_HEAD, *shown), rows), lag, *remarks, *warnings])
+    return "\n".join([words.text_table((*_HEAD, *shown), rows), lag, *remarks, *results, *warnings])
 
 
 def _remarks(meta: Meta, summary: Summary) -> list[str]:
@@ -113,8 +121,8 @@ def _remarks(meta: Meta, summary: Summary) -> list[str]:
     return found
 
 
-def html(run: Run, summary: Summary) -> str:
-    """The report as a page."""
+def html(run: Run, summary: Summary, judged: Sequence[GoalResult] = ()) -> str:
+    """The report as a page, with the results of ``--fail-on``."""
     meta = run.meta
     frame = _frame(meta)
     windows = Windows(frame.until_s, nice_width(frame.until_s))
@@ -122,6 +130,7 @@ def html(run: Run, summary: Summary) -> str:
         f"<h1>{escape(meta.name)}</h1>",
         f'<p class="soft">{escape(_subtitle(meta))}</p>',
         *map(warning, notes(meta, summary)),
+        *_goals(judged),
         "<h2>In numbers</h2>",
         *(f'<p class="soft note">{escape(remark)}</p>' for remark in _remarks(meta, summary)),
         _numbers(summary),
@@ -135,6 +144,14 @@ def html(run: Run, summary: Summary) -> str:
         _setup(meta),
     ]
     return page(f"{meta.name}: load report", parts)
+
+
+def _goals(judged: Sequence[GoalResult]) -> list[str]:
+    if not judged:
+        return []
+    missed = sum(not result.is_met for result in judged)
+    note = f"{len(judged) - missed} met, {missed} missed. Square brackets: the 95 % confidence interval."
+    return ["<h2>Goals</h2>", words.html_table(goals.HEAD, goals.rows(judged), note)]
 
 
 def _frame(meta: Meta) -> Frame:
@@ -163,9 +180,9 @@ def _numbers(summary: Summary) -> str:
         for cell in summary.cells
     ]
     caption = (
-        "Latencies count from when a request was due. Small: the 95 % confidence interval; ? where there are "
-        "too few requests to bound it. Shed: 429 and 503. Failed: errors, broken connections, timeouts, "
-        "preempted, cut by the run's end."
+        "Latencies count from when a request was due. Small: the 95 % confidence interval; ? where too few "
+        "independent requests bound it. Requests that wait together count as few. Shed: 429 and 503. Failed: "
+        "errors, broken connections, timeouts, preempted, cut by the run's end."
     )
     return words.html_table((*_HEAD, *MEASURES), rows, caption)
 
@@ -238,7 +255,7 @@ def capacity_points(samples: Sequence[Sample]) -> list[tuple[float, float | None
 
 
 def _sheds(run: Run, windows: Windows, frame: Frame) -> str:
-    refused = [attempt for attempt in run.attempts if attempt.outcome in _REFUSED]
+    refused = [attempt for attempt in run.attempts if attempt.outcome in REFUSED]
     reasons = [reason for reason, _ in Counter(attempt.reason for attempt in refused).most_common()]
     series = []
     for index, reason in enumerate(reasons):

@@ -319,7 +319,7 @@ class Runner:
             drain_s=scenario.drain_s,
             ended_s=ended,
             is_interrupted=self.is_stopped,
-            tenants=[TenantMeta(tenant.name, tenant.tier) for tenant in scenario.tenants],
+            tenants=[TenantMeta(tenant.name, tenant.tier, tenant.slo) for tenant in scenario.tenants],
             phases=[PhaseMeta(phase.name, phase.from_s, phase.to_s) for phase in scenario.phases],
             faults=self._fault_results,
             urls=order.urls,

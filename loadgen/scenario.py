@@ -290,6 +290,19 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True)
+class Slo:
+    """A tenant's goals for each request, in milliseconds; ``None`` for no goal. Named as in pool files.
+
+    The time to first token and the time until the last token count from the due time of the request.
+    """
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    """Time per output token after the first."""
+    e2e_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Tenant:
     """One tenant's demand."""
 
@@ -315,7 +328,8 @@ class Tenant:
     priority: int | None = None
     """vLLM's ``priority`` field, for engines that schedule by it."""
     tier: str = ""
-    """For the report only."""
+    """For the report and for goals such as ``guaranteed.ttft.p99<=300ms``."""
+    slo: Slo | None = None
     starts_s: float = 0.0
     ends_s: float | None = None
     cancel: Cancel | None = None

@@ -1,21 +1,21 @@
-"""Statistics: exact percentiles with their confidence, means, fairness, counts and tokens over time. Pure.
+"""Statistics: exact percentiles, ranks, fairness, counts and tokens over time. Pure.
 
-A percentile is always an observed value (the nearest rank), and its interval lies between two
-observed values. The ranks have a binomial distribution, whatever the distribution of the latencies is.
+A percentile is always an observed value (the nearest rank). The ranks that enclose it have a binomial
+distribution, whatever the distribution of the values is, if the values are independent.
+`intervals` has the intervals of dependent values.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import NormalDist, fmean
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from statistics import NormalDist
 
 import msgspec
 
 CONFIDENCE = 0.95
-_ROUNDS = 1000
 _NORMAL_FROM = 25.0
 """The variance of a rank above which the normal distribution replaces the binomial."""
 _GAP_FLOOR_S = 1e-5
@@ -29,6 +29,8 @@ class Estimate(msgspec.Struct, frozen=True):
     low: float | None = None
     """``None`` if the observations are too few for a bound."""
     high: float | None = None
+    reason: str = ""
+    """The reason why a bound is missing."""
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -40,19 +42,7 @@ def _rank(count: int, share: float) -> int:
     return min(max(math.ceil(share * count - 1e-9), 1), count)
 
 
-def percentile_estimate(ordered: Sequence[float], share: float) -> Estimate | None:
-    """A percentile with its interval; ``None`` without observations."""
-    if not ordered:
-        return None
-    count = len(ordered)
-    low, high = rank_interval(count, share)
-    return Estimate(
-        percentile(ordered, share),
-        ordered[low - 1] if low >= 1 else None,
-        ordered[high - 1] if high <= count else None,
-    )
-
-
+@cache
 def rank_interval(count: int, share: float, confidence: float = CONFIDENCE) -> tuple[int, int]:
     """The ranks (from 1) that enclose the percentile; 0 and ``count + 1`` stand for unknown bounds."""
     tail = (1 - confidence) / 2
@@ -75,18 +65,6 @@ def rank_interval(count: int, share: float, confidence: float = CONFIDENCE) -> t
 def _binomial(count: int, successes: int, share: float) -> float:
     ways = math.lgamma(count + 1) - math.lgamma(successes + 1) - math.lgamma(count - successes + 1)
     return math.exp(ways + successes * math.log(share) + (count - successes) * math.log1p(-share))
-
-
-def bootstrap(
-    values: Sequence[float], seed: int, statistic: Callable[[Sequence[float]], float] = fmean
-) -> Estimate | None:
-    """A statistic (the mean by default) with its interval, by resampling the values."""
-    if not values:
-        return None
-    source = random.Random(seed)
-    drawn = sorted(statistic(source.choices(values, k=len(values))) for _ in range(_ROUNDS))
-    tail = (1 - CONFIDENCE) / 2
-    return Estimate(statistic(values), percentile(drawn, tail), percentile(drawn, 1 - tail))
 
 
 def jain(values: Iterable[float]) -> float:

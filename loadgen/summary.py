@@ -13,31 +13,46 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from loadgen import prompt_lengths
+from loadgen import intervals, prompt_lengths
 from loadgen.failures import Failure, failures
-from loadgen.records import Attempt, Meta, Outcome, Run
+from loadgen.records import FAILED, REFUSED, Attempt, Meta, Outcome, Run
+from loadgen.slo import time_per_token, verdict
 from loadgen.statistics import (
     Estimate,
     Windows,
-    bootstrap,
     histogram_percentile,
     jain,
     merged,
-    percentile_estimate,
 )
 
 EVERYONE = "all tenants"
 WHOLE = "whole run"
-_WINDOW_S = 1.0
 _IMPATIENT = (Outcome.TIMEOUT, Outcome.CANCELLED)
+_LEAST_S = 1.0
+_WINDOWS = 100
+"""The windows of a rate. Their width does not matter, because their batches decide the interval."""
 
 
 class Percentiles(msgspec.Struct, frozen=True):
-    """Three points of a distribution, in seconds; ``None`` without observations."""
+    """Points of a distribution and its mean, in seconds; ``None`` without observations."""
 
-    p50: Estimate | None
-    p95: Estimate | None
-    p99: Estimate | None
+    p50: Estimate | None = None
+    p90: Estimate | None = None
+    p95: Estimate | None = None
+    p99: Estimate | None = None
+    mean: Estimate | None = None
+
+
+class Goodput(msgspec.Struct, frozen=True):
+    """The requests that were served within their tenant's ``slo``."""
+
+    met: int
+    missed: int
+    """Served too late, refused or failed. Requests that the end of the run cut count as neither."""
+    per_s: Estimate | None
+    """Requests per second that met it."""
+    share: Estimate | None
+    """Their share of all requests; ``None`` without requests."""
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,8 +67,16 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """Requests by the outcome of their last attempt."""
     reasons: dict[str, int]
     """Attempts that were refused or failed, by reason."""
+    refusals: dict[str, int]
+    """Requests that were refused in the end, by reason."""
+    failures: dict[str, int]
+    """Requests that failed in the end, by kind and reason, as in ``broken: stream ended early``."""
     bounds: int
     """The number of times to first token that are lower bounds only."""
+    served_share: Estimate | None
+    """The share of the requests with this end; ``None`` without requests."""
+    refused_share: Estimate | None
+    failed_share: Estimate | None
     short: int
     """Requests served with fewer tokens than requested: the engine did not obey ``ignore_eos``."""
     ttft: Percentiles
@@ -61,18 +84,34 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     ttft_sent: Percentiles
     """Time to first token from the sending of the served attempt: the server's part."""
     e2e: Percentiles
-    """Time until the last token of served requests."""
+    """Time until the end of the response of served requests, from the due time."""
+    tpot: Percentiles
+    """Time per output token after the first, of served requests, by the engine's count of tokens."""
+    uncounted: int
+    """Streamed and served requests for which the engine did not report its count of output tokens."""
     gap_p50_s: float | None
-    """Time between tokens, over all tokens."""
+    """Time between events with tokens, over all events. An event may carry several tokens."""
     gap_p99_s: float | None
     output_tokens_per_s: Estimate | None
     """Output tokens of all requests within the phase."""
     tokens_per_s: Estimate | None
     """The same with prompts. A prompt counts at the time of its first output token."""
+    goodput: Goodput | None
+    """``None`` if no tenant of the cell has an ``slo``."""
 
     def ended(self, outcome: Outcome) -> int:
         """The number of requests with this outcome."""
         return self.outcomes.get(outcome, 0)
+
+    @property
+    def refused(self) -> int:
+        """The number of requests that were refused in the end."""
+        return sum(self.ended(outcome) for outcome in REFUSED)
+
+    @property
+    def failed(self) -> int:
+        """The number of requests that failed in the end."""
+        return sum(self.ended(outcome) for outcome in FAILED)
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -112,7 +151,7 @@ class Span(msgspec.Struct, frozen=True):
 def spans(meta: Meta) -> list[Span]:
     """The measured part of the run, and of the phases that it reached: without warm-up and cool-down."""
     starts = meta.warm_up_s
-    until = min(meta.duration_s - meta.cool_down_s, max(meta.ended_s, starts + _WINDOW_S))
+    until = min(meta.duration_s - meta.cool_down_s, max(meta.ended_s, starts + _LEAST_S))
     clipped = [Span(p.name, max(p.from_s, starts), min(p.to_s, until)) for p in meta.phases]
     return [Span(WHOLE, starts, until), *(span for span in clipped if span.from_s < span.to_s)]
 
@@ -173,7 +212,8 @@ def summarise(run: Run) -> Summary:
 def _cell(meta: Meta, tenant: str, span: Span, attempts: Sequence[Attempt]) -> Cell:
     due = [a for a in attempts if span.from_s <= a.intended_s < span.to_s]
     tries = requests(due)
-    last = [attempts[-1] for attempts in tries]
+    # Intervals need the order in which the requests were due, and the files have the order of the ends.
+    last = sorted((attempts[-1] for attempts in tries), key=lambda attempt: attempt.intended_s)
     waits = [wait for attempt in last if (wait := first_token(attempt, meta.drain_s)) is not None]
     served = [attempt for attempt in last if attempt.outcome is Outcome.SERVED]
     gaps = merged(attempt.gaps for attempt in due)
@@ -185,33 +225,65 @@ def _cell(meta: Meta, tenant: str, span: Span, attempts: Sequence[Attempt]) -> C
         attempts=len(due),
         outcomes=dict(Counter(attempt.outcome for attempt in last)),
         reasons=dict(Counter(attempt.reason for attempt in due if attempt.reason)),
+        refusals=dict(Counter(a.reason for a in last if a.outcome in REFUSED)),
+        failures=dict(Counter(_failure(a) for a in last if a.outcome in FAILED)),
         bounds=sum(is_bound for _, is_bound in waits),
+        served_share=intervals.share([a.outcome is Outcome.SERVED for a in last]),
+        refused_share=intervals.share([a.outcome in REFUSED for a in last]),
+        failed_share=intervals.share([a.outcome in FAILED for a in last]),
         short=sum(0 < attempt.tokens < attempt.output_tokens for attempt in served),
         ttft=_percentiles(wait for wait, _ in waits),
         ttft_sent=_percentiles(a.first_s - a.sent_s for a in last if a.first_s is not None),
         e2e=_percentiles(attempt.end_s - attempt.intended_s for attempt in served),
+        tpot=_percentiles(value for a in served if (value := time_per_token(a)) is not None),
+        uncounted=sum(a.first_s is not None and not a.is_counted for a in served),
         gap_p50_s=histogram_percentile(gaps, 0.5),
         gap_p99_s=histogram_percentile(gaps, 0.99),
-        output_tokens_per_s=_rate(meta, span, token_pieces(attempts, prompts=False)),
-        tokens_per_s=_rate(meta, span, token_pieces(attempts, prompts=True)),
+        output_tokens_per_s=_rate(span, token_pieces(attempts, prompts=False)),
+        tokens_per_s=_rate(span, token_pieces(attempts, prompts=True)),
+        goodput=_goodput(meta, tenant, span, last),
     )
 
 
+def _failure(last: Attempt) -> str:
+    return f"{last.outcome.value}: {last.reason}" if last.reason else last.outcome.value
+
+
+def _goodput(meta: Meta, name: str, span: Span, last: Iterable[Attempt]) -> Goodput | None:
+    slos = {t.name: t.slo for t in meta.tenants if t.slo is not None and name in (t.name, EVERYONE)}
+    if not slos:
+        return None
+    windows = Windows(span.to_s - span.from_s, (span.to_s - span.from_s) / _WINDOWS)
+    counts = [0.0] * windows.count
+    verdicts = []
+    for attempt in last:
+        slo = slos.get(attempt.tenant)
+        made = verdict(attempt, first_token(attempt, meta.drain_s), slo) if slo is not None else None
+        if made is None:
+            continue
+        verdicts.append(made)
+        if made and (index := windows.index(attempt.intended_s - span.from_s)) is not None:
+            counts[index] += 1
+    per_s = intervals.rate(counts, windows.width_s)
+    return Goodput(sum(verdicts), len(verdicts) - sum(verdicts), per_s, intervals.share(verdicts))
+
+
 def _percentiles(values: Iterable[float]) -> Percentiles:
-    ordered = sorted(values)
-    return Percentiles(*(percentile_estimate(ordered, share) for share in (0.5, 0.95, 0.99)))
+    """Points of the distribution of values in the order of the requests."""
+    series = intervals.Series(list(values))
+    p50, p90, p95, p99 = series.percentiles((0.5, 0.9, 0.95, 0.99))
+    return Percentiles(p50, p90, p95, p99, series.mean())
 
 
-def _rate(meta: Meta, span: Span, pieces: list[tuple[float, float, float]]) -> Estimate | None:
-    """Tokens per second within a span, with an interval from the rates of single seconds."""
+def _rate(span: Span, pieces: list[tuple[float, float, float]]) -> Estimate | None:
+    """Tokens per second within a span."""
     shifted = [(start - span.from_s, end - span.from_s, amount) for start, end, amount in pieces]
     kept = [piece for piece in shifted if piece[1] >= 0 and piece[0] >= 0] + [
         _clipped(piece) for piece in shifted if piece[0] < 0 < piece[1]
     ]
     length = span.to_s - span.from_s
-    # The windows fill the span exactly, because a shorter last window would look slow.
-    width = length / max(round(length / _WINDOW_S), 1)
-    return bootstrap([tokens / width for tokens in Windows(length, width).spread(kept)], meta.seed)
+    windows = Windows(length, length / _WINDOWS)
+    return intervals.rate(windows.spread(kept), windows.width_s)
 
 
 def _clipped(piece: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -237,14 +309,17 @@ MEASURES: dict[str, Measure] = {
     "TTFT p99": lambda cell: cell.ttft.p99,
     "gap p50": _plain(lambda cell: cell.gap_p50_s),
     "gap p99": _plain(lambda cell: cell.gap_p99_s),
+    "TPOT p50": lambda cell: cell.tpot.p50,
+    "TPOT p99": lambda cell: cell.tpot.p99,
     "e2e p50": lambda cell: cell.e2e.p50,
     "e2e p99": lambda cell: cell.e2e.p99,
     "out tok/s": lambda cell: cell.output_tokens_per_s,
     "tok/s": lambda cell: cell.tokens_per_s,
+    "goodput/s": lambda cell: cell.goodput.per_s if cell.goodput is not None else None,
 }
 """The columns of tables. Those with a slash are rates; the others are seconds."""
 
 
 def is_rate(measure: str) -> bool:
-    """Whether the column is a rate in tokens per second, where more is better."""
+    """Whether the column is a rate, where more is better: tokens or requests per second."""
     return "/" in measure

@@ -37,9 +37,14 @@ def estimate(made: Estimate | None, *, rate: bool) -> str:
 
 
 def interval(made: Estimate | None, *, rate: bool) -> str:
-    """A number's interval, with open ends for unknown bounds; empty without an interval."""
-    if made is None or (made.low is None and made.high is None):
+    """A number's interval, with a question mark for an unknown bound.
+
+    "no interval" if there is a reason for it; empty for numbers that never have one.
+    """
+    if made is None:
         return ""
+    if made.low is None and made.high is None:
+        return "no interval" if made.reason else ""
     write = amount if rate else seconds
     low = write(made.low) if made.low is not None else "?"
     high = write(made.high) if made.high is not None else "?"

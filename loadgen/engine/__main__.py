@@ -50,7 +50,7 @@ _FLAGS = (
     ),
     _Flag("--max-loras", "max_loras", "LoRA adapters of one batch; 0: no LoRA"),
     _Flag("--stream-interval", "stream_interval", "tokens of an event; the first has an event of its own"),
-    _Flag("--embedding-size", "embedding_size", "dimensions of an embedding"),
+    _Flag("--embedding-size", "embedding_size", "dimensions of an embedding and of prompt_embeds"),
     _Flag("--tokens-per-byte", "tokens_per_byte", "tokens per byte of a prompt"),
     _Flag("--output-tokens", "output_tokens", "mean length of responses that end by themselves; 0: none"),
     _Flag("--step", "step_s", "seconds of one step"),
@@ -137,6 +137,7 @@ def model_of(arguments: argparse.Namespace) -> Model:
         # As in vLLM, a module is NAME=PATH. The simulator needs the name only.
         adapters=tuple(module.partition("=")[0] for module in arguments.lora_modules),
         is_encoder=arguments.encoder,
+        takes_embeds=arguments.enable_prompt_embeds,
         has_old_names=arguments.old_metric_names,
         cache_labels=tuple(_label(text) for text in arguments.cache_label),
     )
@@ -206,15 +207,20 @@ def _add_lists(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--allowed-origins",
-        nargs="+",
-        default=[],
+        nargs="*",
+        default=["*"],
         metavar="ORIGIN",
-        help="origins that get CORS headers; '*': all [none; vLLM's default is '*']",
+        help="origins that get CORS headers; none without a value [*: all]",
     )
     parser.add_argument(
         "--encoder",
         action="store_true",
         help="an encoder-only model: embeddings, scores and reranking, and no KV cache",
+    )
+    parser.add_argument(
+        "--enable-prompt-embeds",
+        action="store_true",
+        help="serve prompt_embeds, with rows of --embedding-size 32-bit numbers",
     )
     parser.add_argument(
         "--old-metric-names",

@@ -109,7 +109,9 @@ class Model:
     has_old_names: bool = False
     """Whether metrics have the names of older releases (``vllm:gpu_cache_usage_perc``)."""
     embedding_size: int = 64
-    """The dimensions of an embedding."""
+    """The dimensions of an embedding, and of a row of ``prompt_embeds``."""
+    takes_embeds: bool = False
+    """Whether a completion may have ``prompt_embeds`` (``--enable-prompt-embeds``)."""
     tokens_per_byte: float = 0.25
     vocabulary: int = 32000
     """The number of token ids."""

@@ -15,11 +15,13 @@ LATE_SHARE = 0.1
 """The mean lateness, as a share of the mean step, from which the simulator does not keep up."""
 LATE_FLOOR_S = 0.001
 """... and at least so many seconds."""
+WORST_S = 0.02
+"""The lateness of a single step from which it counts, if the step itself is shorter, s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """A window in which the simulator did not keep up. Seconds."""
+    """The steps of one window. Seconds."""
 
     planned_s: float
     """The mean step."""
@@ -28,6 +30,15 @@ class Late:
     worst_s: float
     lost_s: float
     """The time by which the engine was slower than planned."""
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the simulator did not keep up."""
+        return (
+            self.lost_s > 0
+            or self.late_s > max(LATE_SHARE * self.planned_s, LATE_FLOOR_S)
+            or self.worst_s > max(self.planned_s, WORST_S)
+        )
 
     def __str__(self) -> str:
         return (
@@ -65,7 +76,7 @@ class Pace:
         found = Late(self._planned / self._steps, self._late / self._steps, self._worst, self._lost)
         self._begin = now
         self._clear()
-        if not found.lost_s and found.late_s <= max(LATE_SHARE * found.planned_s, LATE_FLOOR_S):
+        if not found.is_late:
             return None
         self.late_windows += 1
         return found

@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +58,7 @@ def read_chat(body: Body, model: Model) -> Request:
 def read_completion(body: Body, model: Model) -> Request:
     """A ``/v1/completions`` body."""
     bound = body.whole_or_none("max_tokens")
-    prompts = _prompts(body)
+    prompts = _prompts(body, model)
     name, most = served_name(body, model), truncation(body, model)
     if bound is None:
         bound = COMPLETIONS_DEFAULT_TOKENS
@@ -217,14 +221,34 @@ def _message(value: Any, where: str) -> tuple[str, str]:
     return body.text("role") or "", content_text(body.get("content"), f"{where}.content")
 
 
-def _prompts(body: Body) -> list[str | Tokens]:
+def _prompts(body: Body, model: Model) -> list[str | Tokens]:
     """The prompts of a completion."""
-    value = body.get("prompt")
-    if value is None or value == "":
-        if body.get("prompt_embeds") is not None:
-            raise Refused("You must set `--enable-prompt-embeds` to input `prompt_embeds`.")
+    value, embeds = body.get("prompt"), body.get("prompt_embeds")
+    if value is not None and value != "":
+        return texts_or_ids(value, "body.prompt")
+    if embeds is None:
         raise bad_value("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
-    return texts_or_ids(value, "body.prompt")
+    if not model.takes_embeds:
+        raise Refused("You must set `--enable-prompt-embeds` to input `prompt_embeds`.")
+    given = embeds if isinstance(embeds, list) else [embeds]
+    return [_embedded(text(each, "body.prompt_embeds"), model) for each in given]
+
+
+def _embedded(packed: str, model: Model) -> Tokens:
+    """The tokens of a prompt as a saved PyTorch tensor in base64: one for each row of 32-bit numbers."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(base64.b64decode(packed, validate=True))) as archive:
+            data = b"".join(archive.read(name) for name in archive.namelist() if "/data/" in name)
+    except (ValueError, zipfile.BadZipFile, NotImplementedError, zlib.error) as error:
+        raise bad_value(f"Failed to load prompt_embeds: {error}", "prompt_embeds") from None
+    row = 4 * model.embedding_size
+    if not data or len(data) % row:
+        raise bad_value(
+            f"prompt_embeds must have rows of {model.embedding_size} 32-bit numbers.", "prompt_embeds"
+        )
+    return tuple(
+        zlib.crc32(data[start : start + row]) % model.vocabulary for start in range(0, len(data), row)
+    )
 
 
 def texts_or_ids(value: Any, where: str) -> list[str | Tokens]:

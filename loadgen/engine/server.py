@@ -47,12 +47,12 @@ class Access:
 
     keys: frozenset[str] = frozenset()
     """API keys of ``/v1`` (``--api-key``); without any, all may use it."""
-    origins: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset({"*"})
     """Origins whose browsers may read responses (``--allowed-origins``); ``*`` stands for all."""
 
 
 OPEN = Access()
-"""No key is needed, and no browser may read responses."""
+"""No key is needed, and all browsers may read responses."""
 
 
 class Server:

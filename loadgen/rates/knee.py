@@ -21,7 +21,10 @@ class Knee(msgspec.Struct, frozen=True):
     at: float | None
     """``None`` if the server kept up with no rate."""
     low: float | None
-    """The lowest and the highest rate whose power differs from that of the knee by no more than chance."""
+    """The lowest and the highest rate whose power differs from that of the knee by no more than chance.
+
+    ``None`` if the runs are too short for the interval of a power.
+    """
     high: float | None
     keeps_up_to: float | None
     """The highest rate below the first that was not kept up with."""
@@ -58,26 +61,31 @@ def find(points: Sequence[Point]) -> Knee:
         return Knee(None, None, None, None, fails_at, fails_by, False)
     best = max(able, key=_power)
     index = able.index(best)
-    low = high = index
-    while low > 0 and _overlap(able[low - 1], best):
-        low -= 1
-    while high + 1 < len(able) and _overlap(able[high + 1], best):
-        high += 1
     is_open = fails_at is None and index == len(able) - 1
-    return Knee(best.rate, able[low].rate, able[high].rate, kept[-1].rate, fails_at, fails_by, is_open)
+    return Knee(best.rate, *_within_chance(able, index), kept[-1].rate, fails_at, fails_by, is_open)
+
+
+def _within_chance(able: Sequence[Point], index: int) -> tuple[float | None, float | None]:
+    """The rates around the knee whose intervals of power overlap with the knee's."""
+    best = able[index].power
+    if best is None or best.low is None:
+        return None, None
+    ends = []
+    for step in (-1, 1):
+        end = index
+        while 0 <= end + step < len(able):
+            other = able[end + step].power
+            if other is None or other.high is None:
+                return None, None
+            if other.high < best.low:
+                break
+            end += step
+        ends.append(able[end].rate)
+    return ends[0], ends[1]
 
 
 def _power(point: Point) -> float:
     return point.power.value if point.power is not None else 0.0
-
-
-def _overlap(one: Point, best: Point) -> bool:
-    """Whether the intervals of the two powers overlap; without intervals, whether the powers are equal."""
-    if one.power is None or best.power is None:
-        return False
-    high = one.power.high if one.power.high is not None else one.power.value
-    low = best.power.low if best.power.low is not None else best.power.value
-    return high >= low
 
 
 def told(knee: Knee) -> list[str]:
@@ -90,7 +98,9 @@ def told(knee: Knee) -> list[str]:
     lines = [
         f"The knee is at {rate_text(knee.at)}: there, served requests per second / mean latency is largest."
     ]
-    if knee.low != knee.high and knee.low is not None and knee.high is not None:
+    if knee.low is None or knee.high is None:
+        lines.append("The runs are too short to say how much of this is chance. Give a longer --duration.")
+    elif knee.low != knee.high:
         lines.append(f"From {rate_text(knee.low)} to {rate_text(knee.high)} the difference is within chance.")
     limit = f"The server keeps up to {rate_text(knee.keeps_up_to)}" if knee.keeps_up_to is not None else ""
     if knee.fails_at is not None:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
 
 import msgspec
 
 from loadgen import words
-from loadgen.records import Attempt, Meta, Outcome, PhaseMeta, Run
-from loadgen.statistics import Estimate, bootstrap, percentile
+from loadgen.intervals import Series
+from loadgen.records import Attempt, Outcome, PhaseMeta, Run
+from loadgen.statistics import Estimate, percentile
 from loadgen.summary import EVERYONE, WHOLE, Cell, Summary, requests, spans, summarise
 
 LEAST_SERVED = 0.95
@@ -26,8 +26,6 @@ MOST_GROWTH = 0.05
 _DEVIATIONS = 2.0
 _WINDOWS = 10
 """The measured time divided by a window in which requests in flight are counted."""
-_BLOCKS = 20
-"""Blocks of the measured time. Latencies within a block depend on each other; blocks depend less."""
 _KEPT = (Outcome.SERVED, Outcome.CANCELLED)
 
 
@@ -97,7 +95,7 @@ def pooled(runs: Sequence[Run]) -> Run:
     return Run(runs[0].folder, msgspec.structs.replace(meta, **changed), attempts, [])
 
 
-_TIMES = ("intended_s", "due_s", "sent_s", "first_s", "end_s")
+_TIMES = ("intended_s", "due_s", "sent_s", "first_s", "last_s", "end_s")
 """The fields of an attempt that count from the start of its run."""
 
 
@@ -116,7 +114,7 @@ def point(rate: float, runs: Sequence[Run]) -> Point:
     served = [attempt for attempt in last if attempt.outcome is Outcome.SERVED]
     kept = sum(attempt.outcome in _KEPT for attempt in last) / len(last) if last else 1.0
     seconds, per_s = meta.duration_s, sum(map(_completed, runs)) / meta.duration_s
-    latency = _mean_latency(served, meta)
+    latency = _mean_latency(served)
     grown, is_growing = _growth(runs)
     return Point(
         rate=rate,
@@ -186,19 +184,9 @@ def _in_flight(last: Sequence[Attempt], from_s: float, to_s: float) -> float:
     return sum(max(overlap, 0.0) for overlap in spent) / (to_s - from_s)
 
 
-def _mean_latency(served: Sequence[Attempt], meta: Meta) -> Estimate | None:
-    """The mean over blocks of time, so that the interval takes the dependence of neighbours into account."""
-    width = meta.duration_s / _BLOCKS
-    blocks: list[list[float]] = [[] for _ in range(_BLOCKS)]
-    for attempt in served:
-        index = min(int(attempt.intended_s / width), _BLOCKS - 1)
-        blocks[index].append(attempt.end_s - attempt.intended_s)
-    means = [fmean(block) for block in blocks if block]
-    resampled = bootstrap(means, meta.seed)
-    if resampled is None:
-        return None
-    latencies = [attempt.end_s - attempt.intended_s for attempt in served]
-    return Estimate(fmean(latencies), resampled.low, resampled.high)
+def _mean_latency(served: Sequence[Attempt]) -> Estimate | None:
+    ordered = sorted(served, key=lambda attempt: attempt.intended_s)
+    return Series([attempt.end_s - attempt.intended_s for attempt in ordered]).mean()
 
 
 def _power(per_s: float, latency: Estimate | None) -> Estimate | None:

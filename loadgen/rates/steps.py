@@ -16,7 +16,6 @@ from loadgen.rates.points import Point, point
 from loadgen.records import Run
 from loadgen.run import Order
 from loadgen.scenario import Scenario, faster
-from loadgen.summary import Summary
 
 
 def own_rate(scenario: Scenario) -> float:
@@ -35,7 +34,7 @@ class Steps:
     """The runs so far. ``order`` is the run at the scenario's own rate."""
 
     order: Order
-    perform: Callable[[Order], tuple[Run, Summary]]
+    perform: Callable[[Order], Run]
     clock: Callable[[], float] = time.monotonic
     runs: dict[float, list[Run]] = field(default_factory=dict)
     points: dict[float, Point] = field(default_factory=dict)
@@ -50,7 +49,7 @@ class Steps:
     def step(self, rate: float) -> Point | None:
         """Run once at a rate, and return the point of all its runs; ``None`` if the run was interrupted."""
         began = self.clock()
-        run, _ = self.perform(self._order_of(rate))
+        run = self.perform(self._order_of(rate))
         self._longest_s = max(self._longest_s, self.clock() - began)
         if run.meta.is_interrupted:
             self.is_interrupted = True

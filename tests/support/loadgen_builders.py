@@ -21,8 +21,9 @@ def attempt(at_s: float = 1.0, ttft_s: float | None = 0.1, *, lasts_s: float = 1
     """One attempt that was sent at its due time, and served."""
     made = {
         "tenant": "gold", "request": str(at_s), "intended_s": at_s, "due_s": at_s, "sent_s": at_s,
-        "end_s": at_s + lasts_s, "input_tokens": 10, "output_tokens": 5, "tokens": 5,
+        "end_s": at_s + lasts_s, "input_tokens": 10, "output_tokens": 5, "tokens": 5, "is_counted": True,
         "outcome": Outcome.SERVED, "status": 200, "first_s": None if ttft_s is None else at_s + ttft_s,
+        "last_s": None if ttft_s is None else at_s + lasts_s,
     }  # fmt: skip
     return Attempt(**{**made, **fields})
 

@@ -4,6 +4,7 @@
 -- message.owned_ms, the time for which the stream belongs to this usage store.
 -- Result: the name of the store to which the stream belongs; its batches, each with entry, spool, number and records;
 -- the number of all batches in the stream. There are no batches if the stream belongs to another store.
+-- Each coordinator has another name after a restart. Names without batches are forgotten after that time, too.
 -- Atomic: a stream belongs to one usage store, because another one would get only a part of its records.
 local STREAM, OWNER, GROUP = prefix .. ':usage', prefix .. ':usage:owner', 'usage'
 local owner = redis.call('GET', OWNER)
@@ -29,6 +30,13 @@ local claimed = claim()
 if claimed.err then -- there is no group yet
   redis.call('XGROUP', 'CREATE', STREAM, GROUP, '0')
   claimed = claim()
+end
+for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', STREAM, GROUP)) do
+  local consumer = {}
+  for place = 1, #info, 2 do consumer[info[place]] = info[place + 1] end
+  if consumer.pending == 0 and consumer.idle > message.idle_ms then
+    redis.call('XGROUP', 'DELCONSUMER', STREAM, GROUP, consumer.name)
+  end
 end
 local _, claimed_entries = unpack(claimed)
 take(claimed_entries)

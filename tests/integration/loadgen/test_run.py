@@ -15,13 +15,24 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from loadgen import report
 from loadgen.__main__ import main
 from loadgen.progress import Progress, line
 from loadgen.records import META, Attempt, Meta, Outcome, Run, load
 from loadgen.run import Order, Runner, backoff, complaints
 from loadgen.scenario import Closed, Constant, Fault, Phase, Retries, Scenario
 from loadgen.summary import summarise
-from tests.integration.loadgen.server import Answer, Received, Server, broken, opened, preempted, shed, stream
+from tests.integration.loadgen.server import (
+    Answer,
+    Received,
+    Server,
+    broken,
+    event,
+    opened,
+    preempted,
+    shed,
+    stream,
+)
 from tests.support.loadgen_builders import scenario, tenant
 
 
@@ -56,6 +67,39 @@ async def test_a_stream_follows_the_scenario_and_is_measured_by_token(tmp_path: 
     assert server.received[0].headers["authorization"] == "Bearer sk-1"
     assert (server.received[0].json["max_tokens"], server.received[0].json["ignore_eos"]) == (4, True)
     assert "sk-1" not in "".join(path.read_text() for path in tmp_path.iterdir())
+
+
+async def test_an_event_may_carry_several_tokens(tmp_path: Path) -> None:
+    async def pairs(received: Received, request: web.Request) -> web.StreamResponse:
+        response = await opened(request)
+        for finish in (None, "length"):
+            await response.write(event({"choices": [{"text": "ab", "finish_reason": finish}]}))
+        await response.write(event({"choices": [], "usage": {"prompt_tokens": 16, "completion_tokens": 4}}))
+        return response
+
+    run, _ = await answered(tmp_path, short(), pairs)
+    for attempt in run.attempts:
+        assert (attempt.tokens, attempt.is_counted, sum(attempt.gaps.values())) == (4, True, 1)
+        assert attempt.first_s is not None
+        assert attempt.last_s is not None
+        assert attempt.first_s <= attempt.last_s <= attempt.end_s
+    tpot = summarise(run).cells[0].tpot.p50
+    assert tpot is not None
+    assert tpot.value <= max((a.gap_mean_s or 0.0) for a in run.attempts) / 3 + 1e-9
+
+
+async def test_without_usage_a_stream_has_no_time_per_token(tmp_path: Path) -> None:
+    async def silent(received: Received, request: web.Request) -> web.StreamResponse:
+        response = await opened(request)
+        for finish in (None, "length"):
+            await response.write(event({"choices": [{"text": "a", "finish_reason": finish}]}))
+        return response
+
+    run, _ = await answered(tmp_path, short(), silent)
+    assert {(a.tokens, a.is_counted) for a in run.attempts} == {(2, False)}
+    summary = summarise(run)
+    assert (summary.cells[0].tpot.p50, summary.cells[0].uncounted) == (None, 10)
+    assert "10 streams had no usage" in report.text(run.meta, summary)
 
 
 async def test_the_same_seed_sends_the_same_bytes(tmp_path: Path) -> None:
@@ -336,12 +380,13 @@ ONE_WORKER = SCENARIO.replace("constant: {{rate: 20}}", "closed: {{workers: 1, t
 
 
 async def started(
-    tmp_path: Path, server: Server, duration: float, text: str = SCENARIO
+    tmp_path: Path, server: Server, duration: float, text: str = SCENARIO, *arguments: str
 ) -> asyncio.subprocess.Process:
     (tmp_path / "s.yaml").write_text(text.format(duration=duration))
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "loadgen", "run", str(tmp_path / "s.yaml"), "--url", server.url,
-        "--out", str(tmp_path / "out"), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        "--out", str(tmp_path / "out"), *arguments,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
 
 
@@ -355,6 +400,16 @@ async def test_the_command_runs_a_scenario_and_writes_its_files(tmp_path: Path) 
     assert names == {"requests.jsonl", "state.jsonl", "meta.json", "summary.json", "report.html"}
     meta = msgspec.json.decode((tmp_path / "out" / META).read_bytes(), type=Meta)
     assert (meta.label, meta.name, meta.machine.cores >= 1) == ("out", "small", True)
+
+
+@pytest.mark.parametrize(("bound", "status"), [("20s", 0), ("0us", 1)])
+async def test_a_goal_decides_the_exit_status(tmp_path: Path, bound: str, status: int) -> None:
+    async with Server(stream).running() as server:
+        process = await started(tmp_path, server, 0.5, SCENARIO, "--fail-on", f"gold.e2e.p50<={bound}")
+        out, _ = await process.communicate()
+    assert process.returncode == status
+    assert f"gold.e2e.p50<={bound}".encode() in out
+    assert f"gold.e2e.p50<={bound}" in (tmp_path / "out" / "goals.json").read_text()
 
 
 async def test_ctrl_c_ends_with_a_report_of_the_measurements(tmp_path: Path) -> None:
@@ -384,6 +439,8 @@ async def test_ctrl_c_ends_with_a_report_of_the_measurements(tmp_path: Path) -> 
         (SCENARIO.format(duration=1), ["--url", "localhost:80"], "'localhost:80' is not the URL of a server"),
         (SCENARIO.format(duration=1) + "spread: [1, 2]\n", ["--url", "http://a"], "2 weights for 1 URLs;"),
         (SCENARIO.format(duration=1) + FAULTS, ["--url", "http://a"], "--allow-faults"),
+        (SCENARIO.format(duration=1), ["--url", "http://a", "--fail-on", "x.ttft.p99<1s"], "tenants gold"),
+        (SCENARIO.format(duration=1), ["--url", "http://a", "--fail-on", "gold.ttft.p99"], "has no operator"),
     ],
 )  # fmt: skip
 def test_wrong_input_ends_with_one_line(

@@ -284,7 +284,8 @@ def test_runs_are_compared_with_the_first_label() -> None:
     assert (first.label, second.label, first.runs) == ("alone", "ours", 1)
     assert first.measures["TTFT p50"].ratio is None
     assert second.measures["TTFT p50"].ratio == pytest.approx(2.0)
-    assert second.measures["TTFT p50"].interval is not None
+    assert second.measures["e2e p50"].interval.low is not None
+    assert second.measures["TTFT p50"].worst is None
     assert (first.served, first.shed) == (1.0, 0)
 
 
@@ -294,8 +295,13 @@ def test_runs_of_one_label_are_shown_by_median_and_worst() -> None:
     assert row.runs == 3
     number = row.measures["TTFT p50"]
     assert (number.median, number.worst) == (pytest.approx(2 * 0.149), pytest.approx(3 * 0.149))
-    assert number.interval is None
+    # Across three runs: the geometric mean of 1, 2 and 3, and 4.303 standard errors on a logarithmic scale.
+    assert (number.interval.low, number.interval.high) == (
+        pytest.approx(0.0687, rel=1e-2),
+        pytest.approx(1.066, rel=1e-2),
+    )
     rate = row.measures["tok/s"]
+    assert rate.worst is not None
     assert rate.worst <= rate.median
 
 
@@ -336,11 +342,13 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_cells_without_observations_are_dashes() -> None:
-    nothing = Percentiles(None, None, None)
+    nothing = Percentiles()
     cell = Cell(
-        tenant="a", phase=WHOLE, seconds=1.0, requests=0, attempts=0, outcomes={}, reasons={}, bounds=0,
-        short=0, ttft=nothing, ttft_sent=nothing, e2e=nothing, gap_p50_s=None, gap_p99_s=None,
-        output_tokens_per_s=None, tokens_per_s=None,
+        tenant="a", phase=WHOLE, seconds=1.0, requests=0, attempts=0, outcomes={}, reasons={}, refusals={},
+        failures={}, bounds=0, served_share=None, refused_share=None, failed_share=None, short=0,
+        ttft=nothing, ttft_sent=nothing, e2e=nothing, tpot=nothing,
+        uncounted=0, gap_p50_s=None, gap_p99_s=None, output_tokens_per_s=None, tokens_per_s=None,
+        goodput=None,
     )  # fmt: skip
     assert report.counts(cell) == ["0", "0", "0", "0"]
     assert words.estimate(cell.ttft.p50, rate=False) == "-"

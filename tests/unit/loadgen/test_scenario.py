@@ -30,6 +30,7 @@ from loadgen.scenario import (
     Replay,
     Retries,
     Scenario,
+    Slo,
     Trace,
     Traced,
     Uniform,
@@ -97,6 +98,26 @@ def test_all_fields_are_read() -> None:
     assert scenario.faults == (
         Fault(30, ("docker", "stop", "engine")), Fault(40, signal="KILL", pid_file="engine.pid"),
     )  # fmt: skip
+
+
+def test_the_goals_of_a_tenant_are_read_and_described() -> None:
+    scenario = made(HEAD + ONE + "    slo: {ttft_ms: 300, e2e_ms: 9000}\n")
+    assert scenario.tenants[0].slo == Slo(ttft_ms=300.0, e2e_ms=9000.0)
+    assert "'slo': {'ttft_ms': 300.0, 'tpot_ms': None, 'e2e_ms': 9000.0}" in str(described(scenario))
+
+
+@pytest.mark.parametrize(
+    ("slo", "error"),
+    [
+        ("{}", "s.yaml:9: tenants[0].slo has no goal; write at least one of ttft_ms, tpot_ms, e2e_ms"),
+        ("{ttft_s: 1}", "tenants[0].slo.ttft_s"),
+        ("{tpot_ms: 0}", "s.yaml:9: tenants[0].slo.tpot_ms is 0"),
+    ],
+)
+def test_wrong_goals_of_a_tenant_are_errors(slo: str, error: str) -> None:
+    with pytest.raises(ScenarioError) as raised:
+        made(HEAD + ONE + f"    slo: {slo}\n")
+    assert error in str(raised.value)
 
 
 def test_a_minimal_scenario_has_defaults() -> None:

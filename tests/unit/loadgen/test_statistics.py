@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import random
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.statistics import (
-    Estimate,
     Windows,
-    bootstrap,
     gap_histogram,
     histogram_percentile,
     jain,
     merged,
     nice_width,
     percentile,
-    percentile_estimate,
     rank_interval,
 )
 
@@ -57,41 +51,6 @@ def test_rank_intervals_are_those_of_the_binomial() -> None:
     assert rank_interval(100, 0.99)[1] == 101  # and too few for an upper bound of the p99
     low, high = rank_interval(10_000, 0.5)
     assert (low, high) == (4902, 5099)
-
-
-@pytest.mark.parametrize(("count", "share"), [(20, 0.5), (90, 0.5), (400, 0.95), (600, 0.95)])
-def test_intervals_cover_the_true_percentile_with_their_probability(count: int, share: float) -> None:
-    source, hits = random.Random(count), 0
-    for _ in range(400):
-        made = percentile_estimate(sorted(source.random() for _ in range(count)), share)
-        assert made is not None
-        hits += (made.low or 0.0) <= share <= (made.high if made.high is not None else math.inf)
-    assert hits / 400 >= 0.92
-
-
-@given(VALUES)
-def test_an_estimate_lies_in_its_interval(values: list[float]) -> None:
-    made = percentile_estimate(sorted(values), 0.95)
-    assert made is not None
-    assert made.low is None or made.low <= made.value
-    assert made.high is None or made.high >= made.value
-
-
-def test_without_observations_there_is_no_estimate() -> None:
-    assert percentile_estimate([], 0.5) is None
-    assert bootstrap([], 1) is None
-
-
-def test_a_bootstrap_repeats_with_its_seed_and_its_interval_contains_the_mean() -> None:
-    values = [float(n) for n in range(100)]
-    made = bootstrap(values, 1)
-    assert made is not None
-    assert made == bootstrap(values, 1)
-    assert made != bootstrap(values, 2)
-    assert made.value == 49.5
-    # The mean's standard error is 28.9 / 10.
-    assert (made.low, made.high) == (pytest.approx(43.8, abs=1), pytest.approx(55.2, abs=1))
-    assert bootstrap([5.0, 5.0], 1) == Estimate(5.0, 5.0, 5.0)
 
 
 def test_jains_index_has_the_published_values() -> None:

@@ -9,7 +9,7 @@ import pytest_asyncio
 import redis.asyncio
 
 from tests.integration.tokenpool.store.servers import redis_server
-from tokenpool.store import StoreDown
+from tokenpool.store import StoreDown, usage_stream
 from tokenpool.store.address import open_store
 from tokenpool.store.redis import RedisStore
 from tokenpool.store.usage_stream import MOST_ENTRIES, UsageStream
@@ -145,6 +145,31 @@ async def test_a_batch_of_a_coordinator_that_ended_is_received_by_another(
     )
 
     assert [each.records for each in (await stream.receive("db", "c2", 10)).batches] == [b"a"]
+
+
+async def test_the_names_of_coordinators_that_ended_are_forgotten(
+    stream: UsageStream, admin: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator has another name after each restart."""
+    await stream.send("s1", [(1, b"a"), (2, b"b")], {})
+    done = await stream.receive("db", "has ended", 1)
+    await stream.stored(done.batches)
+    await stream.receive("db", "has a batch", 1)
+
+    async def names() -> set[str]:
+        found = await admin.xinfo_consumers("tokenpool:{chat}:usage", "usage")
+        return {each["name"].decode() for each in found}
+
+    await stream.receive("db", "now", 1)
+    assert await names() >= {"has ended", "has a batch"}
+    monkeypatch.setattr(usage_stream, "CLAIM_AFTER_S", 0.0)
+    for _ in range(1000):  # some milliseconds pass
+        await stream.receive("db", "has a batch", 1)
+        if "has ended" not in await names():
+            break
+
+    assert "has ended" not in await names()
+    assert "has a batch" in await names()
 
 
 async def test_a_server_that_does_not_answer_is_an_error() -> None:

@@ -143,6 +143,13 @@ def test_late_steps_and_lost_time_are_reported_with_their_numbers() -> None:
     assert lost.lost_s > 0.4
 
 
+def test_a_single_hiccup_is_reported() -> None:
+    pace = Pace()
+    found = [pace.step(0.01, 0.04 if number == 3 else 0.0, 0.0, 0.01 * number) for number in range(600)]
+
+    assert [each.worst_s for each in found if each is not None] == [0.04]
+
+
 def test_each_window_is_judged_by_itself() -> None:
     pace = Pace()
     found = [pace.step(0.01, 0.05 if number < 500 else 0.0, 0.0, 0.01 * number) for number in range(2000)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import struct
+import zipfile
 from typing import Any
 
 import pytest
@@ -261,9 +263,41 @@ def test_texts_may_stand_among_the_parts_of_a_message() -> None:
     assert read_chat(body(messages=parts), SERVED).prompts == read_chat(body(messages=USER), SERVED).prompts
 
 
-def test_embeddings_in_place_of_a_prompt_are_refused_by_name() -> None:
+def packed(rows: int, size: int = 64) -> str:
+    """A tensor as PyTorch saves it, as far as the simulator reads it."""
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as archive:
+        archive.writestr("archive/data.pkl", b"described here")
+        archive.writestr("archive/data/0", struct.pack(f"<{rows * size}f", *range(rows * size)))
+    return base64.b64encode(raw.getvalue()).decode()
+
+
+def test_embeddings_in_place_of_a_prompt_are_served_if_enabled() -> None:
+    served = Model(takes_embeds=True)
+
+    assert len(read_completion(body(prompt_embeds=packed(5)), served).prompts[0]) == 5
+    assert [len(p) for p in read_completion(body(prompt_embeds=[packed(5), packed(2)]), served).prompts] == [
+        5,
+        2,
+    ]
     with pytest.raises(Refused, match="You must set `--enable-prompt-embeds`"):
-        read_completion(body(prompt_embeds="AAAA"), SERVED)
+        read_completion(body(prompt_embeds=packed(5)), SERVED)
+
+
+@pytest.mark.parametrize(
+    ("embeds", "words"),
+    [
+        ("???", "Failed to load prompt_embeds"),
+        ("AAAA", "Failed to load prompt_embeds"),
+        (packed(3, size=7), "must have rows of 64 32-bit numbers"),
+        (5, "body.prompt_embeds"),
+    ],
+)
+def test_invalid_embeddings_in_place_of_a_prompt_are_refused(embeds: object, words: str) -> None:
+    with pytest.raises(Refused) as caught:
+        read_completion(body(prompt_embeds=embeds), Model(takes_embeds=True))
+
+    assert words in str(caught.value.body)
 
 
 def test_adapters_are_models_of_their_own() -> None:

@@ -143,6 +143,13 @@ def test_a_curve_may_have_no_knee() -> None:
     assert knee.told(none) == ["The knee lies below the lowest rate, 2 requests/s (60% not served)."]
 
 
+def test_a_knee_of_short_runs_has_no_interval() -> None:
+    short = msgspec.structs.replace(at(1), power=Estimate(0.5))
+    found = knee.find([short, at(2, 2.0), at(4, 1.0, "x")])
+    assert (found.at, found.low, found.high) == (2, None, None)
+    assert "The runs are too short to say how much of this is chance." in knee.told(found)[1]
+
+
 def test_chosen_rates_double_halve_and_then_close_the_gaps_beside_the_knee() -> None:
     assert next_rate([], 3.0, 0.2) == 3.0
     assert next_rate([at(3)], 3.0, 0.2) == 6.0
@@ -193,7 +200,7 @@ def test_runs_of_one_rate_are_pooled_by_their_measured_times() -> None:
 
 def test_the_files_of_a_sweep_have_all_points_with_intervals(tmp_path: Path) -> None:
     made = scenario(
-        tenant(process=Poisson(3.0), output=Fixed(TOKENS)), tenant("spot", Poisson(1.0)), duration_s=30.0
+        tenant(process=Poisson(3.0), output=Fixed(TOKENS)), tenant("spot", Poisson(1.0)), duration_s=120.0
     )
     steps, result = swept(tmp_path, VirtualEngine(4), made, [1.0, 2.0, 30.0])
     told = outcome.told(steps, result)
