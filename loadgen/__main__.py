@@ -1,4 +1,4 @@
-"""The command line: ``loadgen run``, ``sweep``, ``compare``, ``check`` and ``engine``."""
+"""The command line: ``loadgen run``, ``sweep``, ``capacity``, ``compare``, ``check`` and ``engine``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from loadgen import reading
 from loadgen.fields import ScenarioError
-from loadgen.rates.options import add_sweep_options
+from loadgen.rates.options import add_capacity_options, add_sweep_options
 from loadgen.records import RunUnreadable, TenantMeta
 from loadgen.scenario import Scenario, faster, lasting, unmeasured
 from runtime.build import add_version
@@ -78,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_order(sweep)
     add_sweep_options(sweep)
+    capacity = commands.add_parser(
+        "capacity",
+        help="find the highest rate that meets goals",
+        description="Searches by bisection for the highest rate of all tenants that meets all goals. "
+        "Exit status: 0 found, 1 not met at any rate, 2 wrong usage, 130 interrupted.",
+    )
+    _add_order(capacity)
+    add_capacity_options(capacity)
     compare = commands.add_parser("compare", help="compare runs; those with one label form a group")
     compare.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     compare.add_argument("--out", type=Path, help="an HTML file to write")
@@ -188,7 +196,7 @@ def _sending(arguments: argparse.Namespace) -> int:
     from loadgen.probe import ServerUnusable  # noqa: PLC0415
     from loadgen.processes.parent import ProcessFailed  # noqa: PLC0415
 
-    command = {"run": _run, "sweep": _sweep}[arguments.command]
+    command = {"run": _run, "sweep": _sweep, "capacity": _capacity}[arguments.command]
     try:
         return command(arguments)
     except (ServerUnusable, ProcessFailed) as error:
@@ -251,6 +259,22 @@ def _sweep(arguments: argparse.Namespace) -> int:
     result = sweep(steps, arguments, partial(print, flush=True))
     print(outcome.told(steps, result))
     return INTERRUPTED if steps.is_interrupted else 0
+
+
+def _capacity(arguments: argparse.Namespace) -> int:
+    from loadgen import goals  # noqa: PLC0415
+    from loadgen.performing import performed  # noqa: PLC0415
+    from loadgen.rates import outcome  # noqa: PLC0415
+    from loadgen.rates.capacity import capacity  # noqa: PLC0415
+    from loadgen.rates.steps import Steps  # noqa: PLC0415
+
+    asked = [goals.parse(text) for text in arguments.slo]
+    steps = Steps(_order(arguments, asked), lambda order: performed(order, arguments.processes).run)
+    result = capacity(steps, asked, arguments, partial(print, flush=True))
+    print(outcome.told(steps, result))
+    if steps.is_interrupted:
+        return INTERRUPTED
+    return 0 if result.numbers["met_at"] is not None else FAILED
 
 
 def _check_order(scenario: Scenario, arguments: argparse.Namespace) -> None:

@@ -163,6 +163,31 @@ def works_from(scenario: Scenario, tenant: Tenant, worker: int, at_s: float) -> 
     return next((moment for moment in moments if worker < workers_at(scenario, tenant, moment)), None)
 
 
+STAGGER_S = 0.002
+"""The time between the starts of two workers, which would otherwise stay in step ..."""
+STAGGERED = 0.1
+"""... but all workers start within this share of the run."""
+
+
+def stagger_s(scenario: Scenario, tenant: Tenant, worker: int) -> float:
+    """How long after the first worker of a closed loop this one starts."""
+    within = scenario.duration_s * STAGGERED
+    return worker * min(STAGGER_S, within / max(most_workers(scenario, tenant), 1))
+
+
+def next_turn(scenario: Scenario, tenant: Tenant, worker: int, free_s: float | None) -> float | None:
+    """The due time of a worker's next request, if it became free at ``free_s``; ``None`` if it has no more.
+
+    ``free_s`` is ``None`` before its first request. A worker that is active is due when it became free.
+    """
+    since = 0.0 if free_s is None else free_s
+    resumes = works_from(scenario, tenant, worker, since)
+    if resumes is None or (resumes == free_s):
+        return resumes
+    # It starts, or begins again after a phase without it.
+    return works_from(scenario, tenant, worker, resumes + stagger_s(scenario, tenant, worker))
+
+
 def most_workers(scenario: Scenario, tenant: Tenant) -> int:
     """The largest number of workers of a closed loop."""
     starts, ends = scenario.span(tenant)

@@ -141,6 +141,27 @@ class Machine(msgspec.Struct, frozen=True):
     python: str
 
 
+class LoopDelay(msgspec.Struct, frozen=True):
+    """How late the generator's event loop was in a phase, or in the whole run: percentiles over time, s."""
+
+    phase: str
+    p50_s: float
+    p99_s: float
+    max_s: float
+
+
+class Stall(msgspec.Struct, frozen=True):
+    """A time in which the event loop did nothing that was due."""
+
+    at_s: float
+    seconds: float
+
+    @property
+    def until_s(self) -> float:
+        """The end."""
+        return self.at_s + self.seconds
+
+
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
     """A run: its scenario, its machine, and totals."""
 
@@ -173,7 +194,15 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     processes: int = 1
     """The number of processes of the generator."""
     complaints: list[str]
-    """Reasons why the run is unreliable; empty if the generator kept up."""
+    """Reasons why the run is unreliable; empty if the generator kept up. `trust` finds further ones."""
+    waited: float = 0.0
+    """The time for which the generator was ready and had no core, as a share of the run."""
+    ran: float = 0.0
+    """The time for which it ran, as a share of the run."""
+    loop: list[LoopDelay] = []
+    """The measured part of the whole run, and of each phase that it reached."""
+    stalls: list[Stall] = []
+    """Delays of the event loop from 20 ms, in order; not more than 1000."""
     notes: list[str] = []
     """What was changed before the run, such as lengths of a trace that were cut. In sentences."""
     unread_states: dict[str, int]
@@ -194,7 +223,8 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     capacity: dict[str, float] = {}
     entitlements: dict[str, EntitlementSample] = {}
     engine: dict[str, float] = {}
-    """``running``, ``waiting``, ``kv_usage`` and ``up``, if known."""
+    """``running``, ``waiting``, ``kv_usage`` and ``up``, if known; of a simulator also ``steps``,
+    ``step_delay_s`` and ``lost_s``, as counted since its start."""
 
 
 class EntitlementSample(msgspec.Struct, frozen=True, omit_defaults=True):

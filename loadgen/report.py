@@ -14,7 +14,7 @@ from loadgen import failures, goals, words
 from loadgen.goals import GoalResult
 from loadgen.page import page, plots, warning
 from loadgen.plots import Band, Frame, Mark, Series, curves, layers, log_ticks
-from loadgen.records import REFUSED, EntitlementSample, Meta, Outcome, Run, Sample
+from loadgen.records import REFUSED, EntitlementSample, LoopDelay, Meta, Outcome, Run, Sample
 from loadgen.statistics import Windows, nice_width, percentile
 from loadgen.summary import (
     EVERYONE,
@@ -40,7 +40,7 @@ _HEAD = ("tenant", "phase", "requests", "served", "shed", "failed")
 
 def notes(meta: Meta, summary: Summary) -> list[str]:
     """Notes above the numbers."""
-    found = [f"This run {complaint}." for complaint in meta.complaints]
+    found = [f"This run {complaint}." for complaint in summary.complaints]
     if meta.is_interrupted:
         found.append(f"Interrupted after {meta.ended_s:.0f} of {meta.duration_s:.0f} s.")
     if not summary.served:
@@ -101,6 +101,7 @@ def text(meta: Meta, summary: Summary, judged: Sequence[GoalResult] = ()) -> str
     ]
     lag = (
         f"sent {words.seconds(meta.lag_p50_s)} late at p50, {words.seconds(meta.lag_p99_s)} at p99; "
+        f"{''.join(f'event loop {_delay(each)}; ' for each in meta.loop[:1])}"
         f"the generator used {meta.cpu:.0%} of a core"
     )
     warnings = [f"! {note}" for note in notes(meta, summary)]
@@ -119,6 +120,10 @@ def _remarks(meta: Meta, summary: Summary) -> list[str]:
     if cancelled := sum(cell.ended(Outcome.CANCELLED) for cell in totals):
         found.append(f"{cancelled} requests were cancelled by their clients, as the scenario says.")
     return found
+
+
+def _delay(loop: LoopDelay) -> str:
+    return f"{words.seconds(loop.p50_s)} late at p50, {words.seconds(loop.p99_s)} at p99"
 
 
 def html(run: Run, summary: Summary, judged: Sequence[GoalResult] = ()) -> str:
@@ -339,7 +344,11 @@ def _setup(meta: Meta) -> str:
         ),
         "sent late": f"{words.seconds(meta.lag_p50_s)} (p50), {words.seconds(meta.lag_p99_s)} (p99), "
         f"{words.seconds(meta.lag_max_s)} (most)",
-        "generator": f"{meta.cpu:.0%} of a core",
+        "event loop": "; ".join(
+            f"{_delay(each)}, {words.seconds(each.max_s)} most ({each.phase})" for each in meta.loop
+        )
+        or "not measured",
+        "generator": f"{meta.cpu:.0%} of a core; it waited for a core for {meta.waited:.1%} of the run",
         "faults": "; ".join(f"{d.what} at {d.at_s:.1f} s: {d.result}" for d in meta.faults) or "none",
     }
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())

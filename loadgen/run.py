@@ -1,14 +1,17 @@
 """One run: sends the requests of a scenario at their due times, and measures them. Open-loop.
 
 Every request is a task of its own, which waits for its due time only. If the generator is late, it sends the
-request at once, and the latency still counts from the due time. The delay is recorded. A run whose generator
-could not keep up contains a complaint. Faults, samples of state pages and progress run concurrently.
+request at once, and the latency still counts from the due time. A worker of a closed loop is due when it
+became free. The delays of attempts and of the event loop are recorded; `trust` judges them. Faults, samples
+of state pages and progress run concurrently.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
+import math
 import os
 import resource
 import signal
@@ -21,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from loadgen import arrivals, prompts
+from loadgen import arrivals, delays, prompts
 from loadgen.arrivals import Arrival, Request
 from loadgen.client import Client, recipient
 from loadgen.conversations import Talk, turns
@@ -47,11 +50,8 @@ from loadgen.records import (
 from loadgen.sampling import Sampler
 from loadgen.scenario import LONGEST_WAIT_S, Closed, Conversation, Retries, Scenario, Tenant
 from loadgen.statistics import percentile
+from loadgen.trust import complaints
 
-LATE_S = 0.05
-"""The generator could not keep up if the p99 of the delays exceeds this, s ..."""
-BUSY = 0.9
-"""... or if it used more than this share of its core."""
 HEAD_START_S = 0.05
 _WANTED = (Outcome.SERVED, Outcome.CANCELLED)
 """Endings after which a client goes on without a wait."""
@@ -83,20 +83,6 @@ def backoff(retries: Retries, attempt: int, asked_s: float | None, jitter: float
     return min(retries.wait_s * 2.0 ** (attempt - 1), LONGEST_WAIT_S) * (0.75 + jitter / 4)
 
 
-def complaints(lag_p99_s: float, cpu: float) -> list[str]:
-    """The reasons why a run is unreliable."""
-    found = []
-    if lag_p99_s > LATE_S:
-        found.append(
-            f"could not keep up: one attempt in a hundred was sent more than {lag_p99_s * 1000:.0f} ms late"
-        )
-    if cpu > BUSY:
-        found.append(
-            f"could not keep up: the generator used {cpu:.0%} of a core, which adds to every latency"
-        )
-    return found
-
-
 class Runner:
     """A run in progress. ``stop`` ends it early, and keeps the measurements."""
 
@@ -119,6 +105,12 @@ class Runner:
         self._ended: Counter[Outcome] = Counter()
         self._lags: list[float] = []
         self._busy: list[float] = []
+        self._phases = [PhaseMeta(phase.name, phase.from_s, phase.to_s) for phase in order.scenario.phases]
+        ends = (
+            order.scenario.duration_s - order.scenario.cool_down_s if order.scenario.cool_down_s else math.inf
+        )
+        self._delays = delays.Delays(self._phases, order.scenario.warm_up_s, ends)
+        self._waited = self._ran = 0.0
         self._fault_results: list[FaultResult] = []
         self._turn = itertools.count(order.part.index)
         self._spread = arrivals.stream(order.scenario.seed, str(order.part.index or ""), "spread")
@@ -143,13 +135,18 @@ class Runner:
         """Perform the whole run until its last response."""
         started = datetime.now(UTC).isoformat(timespec="milliseconds")
         scenario = self._scenario
-        jobs = (self._sampler.run(), self._report(), self._watch_cpu())
+        jobs = (self._sampler.run(), self._report(), self._watch_cpu(), delays.watch(self._delays, self.now))
         beside: list[asyncio.Task[None]] = [asyncio.create_task(job) for job in jobs]
         faults = scenario.faults if self._order.faults and self._order.part.is_first else ()
         beside += [asyncio.create_task(inflict(fault, self.now, self._fault_results)) for fault in faults]
+        began = self.now(), *delays.scheduled()
         async with Client(self._order.urls, scenario.timeout_s, self.now) as self._client:
             await self._unless_stopped(asyncio.create_task(self._arrive_and_drain()))
             ended = self.now()
+            now = ended, *delays.scheduled()
+            _, self._ran, self._waited = (
+                (b - a) / max(ended - began[0], 1e-9) for a, b in zip(began, now, strict=True)
+            )
             await _end([*self._requests])
         await _end(beside)
         self._progress.clear()
@@ -212,17 +209,18 @@ class Runner:
     async def _work(self, tenant: Tenant, process: Closed, worker: int) -> None:
         """One worker of a closed loop: sends, waits for the response, thinks, and sends again."""
         scenario, name = self._scenario, f"w{worker}"
+        free = None
         for request in arrivals.requests(tenant, scenario.seed, name):
-            resumes = arrivals.works_from(scenario, tenant, worker, self.now())
-            if resumes is None:
+            due = arrivals.next_turn(scenario, tenant, worker, free)
+            if due is None:
                 return
-            await self._sleep_until(resumes)
-            last = await self._request(tenant, request, max(self.now(), 0.0), name)
+            await self._sleep_until(due)
+            last = await self._request(tenant, request, due, name)
             pause = process.think_s
             if last.outcome not in _WANTED:
                 # After a refusal, a worker waits as long as before a retry.
                 pause = max(pause, backoff(tenant.retries, 1, last.retry_after_s, 1.0))
-            await self._sleep_until(min(self.now() + pause, scenario.duration_s))
+            free = last.end_s + pause
 
     async def _converse(self, tenant: Tenant, conversation: Conversation, arrival: Arrival) -> None:
         """One conversation: each turn is due when the user has read and thought about the answer."""
@@ -320,7 +318,7 @@ class Runner:
             ended_s=ended,
             is_interrupted=self.is_stopped,
             tenants=[TenantMeta(tenant.name, tenant.tier, tenant.slo) for tenant in scenario.tenants],
-            phases=[PhaseMeta(phase.name, phase.from_s, phase.to_s) for phase in scenario.phases],
+            phases=self._phases,
             faults=self._fault_results,
             urls=order.urls,
             command=order.command,
@@ -331,7 +329,11 @@ class Runner:
             lag_p99_s=late,
             lag_max_s=lags[-1],
             cpu=cpu,
-            complaints=complaints(late, cpu),
+            complaints=complaints(late, cpu, self._waited, self._ran),
+            waited=self._waited,
+            ran=self._ran,
+            loop=self._delays.spans(),
+            stalls=self._delays.stalls,
             notes=order.notes,
             unread_states={url: count for url, count in self._sampler.unread.items() if count},
             scenario=described(scenario),
@@ -359,6 +361,8 @@ async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
 
 async def perform(order: Order) -> Meta:
     """Run to the end, or until SIGINT or SIGTERM. A second signal ends the process at once."""
+    gc.collect()
+    gc.freeze()  # so that no collection looks at the modules and the scenario during the run
     loop = asyncio.get_running_loop()
     runner = Runner(order, Progress(sys.stderr), time.monotonic)
 

@@ -25,6 +25,9 @@ _GAUGES = {
     "vllm:kv_cache_usage_perc": "kv_usage",
     "vllm:gpu_cache_usage_perc": "kv_usage",
     "vllm:num_preemptions_total": "preemptions",
+    "loadgen_engine_step_delay_seconds_count": "steps",
+    "loadgen_engine_step_delay_seconds_sum": "step_delay_s",
+    "loadgen_engine_lost_seconds_total": "lost_s",
 }
 
 

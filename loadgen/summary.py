@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from loadgen import intervals, prompt_lengths
+from loadgen import intervals, prompt_lengths, trust
 from loadgen.failures import Failure, failures
 from loadgen.records import FAILED, REFUSED, Attempt, Meta, Outcome, Run
 from loadgen.slo import time_per_token, verdict
@@ -132,8 +132,9 @@ class Summary(msgspec.Struct, frozen=True):
 
     @property
     def served(self) -> int:
-        """The number of requests that were served."""
-        return sum(c.ended(Outcome.SERVED) for c in self.cells if c.phase == WHOLE and c.tenant != EVERYONE)
+        """The number of requests that were served, or that a client cancelled as planned."""
+        whole = [cell for cell in self.cells if cell.phase == WHOLE and cell.tenant != EVERYONE]
+        return sum(cell.ended(Outcome.SERVED) + cell.ended(Outcome.CANCELLED) for cell in whole)
 
     def cell(self, tenant: str, phase: str) -> Cell | None:
         """The cell of a tenant and phase."""
@@ -202,15 +203,40 @@ def summarise(run: Run) -> Summary:
     by_tenant = {t.name: [a for a in run.attempts if a.tenant == t.name] for t in meta.tenants}
     groups = {**by_tenant, EVERYONE: run.attempts} if len(by_tenant) > 1 else by_tenant
     cells = [_cell(meta, name, span, attempts) for name, attempts in groups.items() for span in spans(meta)]
+    periods = [
+        trust.Period(span.name, span.from_s, span.to_s, _due(run.attempts, span)) for span in spans(meta)
+    ]
+    doubts = trust.doubts(meta, _figures(cells), periods, run.samples)
     totals = [float(sum(a.tokens for a in attempts if a.is_measured)) for attempts in by_tenant.values()]
     return Summary(
-        meta.label, meta.name, meta.seed, meta.complaints, meta.is_interrupted, jain(totals), cells,
-        failures(run.attempts), prompt_lengths.findings(run),
-    )  # fmt: skip
+        label=meta.label,
+        name=meta.name,
+        seed=meta.seed,
+        complaints=[*meta.complaints, *doubts],
+        is_interrupted=meta.is_interrupted,
+        fairness=jain(totals),
+        cells=cells,
+        failures=failures(run.attempts),
+        notes=prompt_lengths.findings(run),
+    )
+
+
+def _due(attempts: Iterable[Attempt], span: Span) -> list[Attempt]:
+    return [attempt for attempt in attempts if span.from_s <= attempt.intended_s < span.to_s]
+
+
+def _figures(cells: Iterable[Cell]) -> Iterable[trust.Figure]:
+    """The latencies of all cells that the generator's own delays may distort."""
+    for cell in cells:
+        for name in ("TTFT p50", "TTFT p99", "e2e p50", "e2e p99", "gap p50", "gap p99"):
+            if (made := MEASURES[name](cell)) is not None:
+                share = 0.5 if name.endswith("p50") else 0.99
+                is_due = not name.startswith("gap")
+                yield trust.Figure(cell.phase, cell.tenant, name, share, made.value, is_due)
 
 
 def _cell(meta: Meta, tenant: str, span: Span, attempts: Sequence[Attempt]) -> Cell:
-    due = [a for a in attempts if span.from_s <= a.intended_s < span.to_s]
+    due = _due(attempts, span)
     tries = requests(due)
     # Intervals need the order in which the requests were due, and the files have the order of the ends.
     last = sorted((attempts[-1] for attempts in tries), key=lambda attempt: attempt.intended_s)

@@ -13,6 +13,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from coordinator.usage.store import PERIOD_S
 
 DEFAULT = "this-month"
+YEARS = range(1970, 2200)
+"""The years of a span. All times of a report must have a date in any time zone."""
 
 
 class SpanInvalid(ValueError):
@@ -96,13 +98,14 @@ def _end(until: str | None, zone: ZoneInfo, now: float) -> float:
 
 def _moment(name: str, text: str, zone: ZoneInfo) -> float:
     try:
-        return _midnight(date.fromisoformat(text), zone)
+        found = datetime.combine(date.fromisoformat(text), time(), zone)
     except ValueError:
-        pass
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise SpanInvalid(f"{name}: {text!r} is neither a date, such as 2026-11-01, nor a time") from None
+        try:
+            found = datetime.fromisoformat(text)
+        except ValueError:
+            raise SpanInvalid(f"{name}: {text!r} is neither a date, such as 2026-11-01, nor a time") from None
+    if found.year not in YEARS:
+        raise SpanInvalid(f"{name}: {text!r} is not in the years {YEARS.start} to {YEARS.stop - 1}")
     return (found if found.tzinfo is not None else found.replace(tzinfo=zone)).timestamp()
 
 

@@ -94,12 +94,12 @@ async def _serve(
     async with process.running(), _admin(process, arguments.admin_port):
         for fault in faults:
             process.inject(fault)
-        failing = loop.create_task(process.wait())
-        failing.add_done_callback(lambda _: stopping.set())
-        await stopping.wait()
-        failing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await failing
+        stopped = loop.create_task(stopping.wait())
+        failed = loop.create_task(process.wait())
+        await asyncio.wait([stopped, failed], return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            await failed
+        failed.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -232,7 +232,8 @@ def _add_lists(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a label of vllm:cache_config_info, such as mamba_block_size=262144; repeat for several",
+        help="a label of vllm:cache_config_info, such as mamba_block_size=262144; an empty value removes it;"
+        " repeat for several",
     )
     parser.add_argument(
         "--fault",

@@ -26,6 +26,7 @@ _WHOLE = (
 )
 _TOKENS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0)
 _STEP_TOKENS = tuple(float(1 << power) for power in (0, *range(3, 15)))
+_DELAYS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _FEW = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 REQUESTS, TOKENS = "max_num_queued_reqs", "max_num_queued_tokens"
@@ -75,6 +76,10 @@ class Statistics:
         self.max_tokens = Histogram(_TOKENS)
         self.siblings = Histogram(_FEW)
         self.step_tokens = Histogram(_STEP_TOKENS)
+        self.step_delay = Histogram(_DELAYS)
+        """The simulator's own error: from the planned end of a step until its last token was written."""
+        self.lost_s = 0.0
+        """Time for which the simulator itself stood still, and which it did not catch up."""
 
     def started(self, sequence: Sequence, now: float) -> None:
         """A sequence is admitted for the first time, after its prompt is looked up in the cache."""

@@ -59,10 +59,21 @@ def _lines(schedulers: Sequence[Scheduler], rejections: Mapping[str, int], momen
         yield f"# TYPE vllm:{name} histogram"
         for labels, core in cores:
             yield from _histogram(f"vllm:{name}", labels, histogram(core.statistics))
+    yield from _own_lateness(cores)
     info = [(labels | _cache_labels(model), 1) for labels, _ in cores]
     yield from _family("vllm:cache_config_info", "gauge", info)
     if model.max_loras:
         yield from _family("vllm:lora_requests_info", "gauge", _adapters(schedulers, moment))
+
+
+def _own_lateness(cores: Sequence[tuple[dict[str, str], Scheduler]]) -> Iterator[str]:
+    """The simulator's own error, which a real engine does not have."""
+    name = "loadgen_engine_step_delay_seconds"
+    yield f"# TYPE {name} histogram"
+    for labels, core in cores:
+        yield from _histogram(name, labels, core.statistics.step_delay)
+    lost = [(labels, core.statistics.lost_s) for labels, core in cores]
+    yield from _family("loadgen_engine_lost_seconds_total", "counter", lost)
 
 
 def _name(name: str, model: Model) -> str:
@@ -130,17 +141,17 @@ _HISTOGRAMS: tuple[tuple[str, Callable[[Statistics], Histogram]], ...] = (
 
 
 def _cache_labels(model: Model) -> dict[str, str]:
-    # An encoder has no KV cache. vLLM reports one block for it.
-    blocks = 1 if model.is_encoder else model.blocks
-    tokens = blocks * model.block_size
+    # vLLM 0.32.0 repeats the sum of the cores' blocks in each series. An encoder has one block, and no cache.
+    blocks = (1 if model.is_encoder else model.blocks) * model.cores
+    tokens = model.blocks * model.block_size
     told = {
         "block_size": str(model.block_size),
         "num_gpu_blocks": str(blocks),
-        "kv_cache_size_tokens": str(tokens),
-        "kv_cache_max_concurrency": str(tokens / model.window),
+        "kv_cache_size_tokens": "None" if model.is_encoder else str(tokens),
+        "kv_cache_max_concurrency": "None" if model.is_encoder else str(tokens / model.window),
         "enable_prefix_caching": str(model.caches_prefixes),
     }
-    return told | dict(model.cache_labels)
+    return {name: value for name, value in (told | dict(model.cache_labels)).items() if value}
 
 
 def _family(name: str, kind: str, samples: Iterable[Sample]) -> Iterator[str]:

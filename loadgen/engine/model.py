@@ -105,7 +105,7 @@ class Model:
     is_encoder: bool = False
     """Whether it is an encoder without KV cache: it serves embeddings, scores and reranking only."""
     cache_labels: tuple[tuple[str, str], ...] = ()
-    """Labels of ``vllm:cache_config_info`` in addition to the usual ones, or in place of them."""
+    """Labels of ``vllm:cache_config_info`` beside the usual ones, or in place of them; empty: absent."""
     has_old_names: bool = False
     """Whether metrics have the names of older releases (``vllm:gpu_cache_usage_perc``)."""
     embedding_size: int = 64

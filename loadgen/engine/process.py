@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 
 from aiohttp import web
 
@@ -44,6 +44,8 @@ class Process:
         self._steps = random.Random(f"{seed} steps")
         self._lengths = random.Random(f"{seed} lengths")
         self._changed = asyncio.Event()
+        self._failed = asyncio.Event()
+        self._failure: BaseException | None = None
         self._site: web.AppRunner | None = None
         self._stepping: asyncio.Task[None] | None = None
         self.cores = Cores(model, clock, self._steps)
@@ -68,25 +70,19 @@ class Process:
     async def running(self) -> AsyncIterator[None]:
         """Listen during the context. Raises ``OSError`` if the port is taken."""
         await self._start()
-        watching = asyncio.create_task(self._watch())
+        watching = self._watched(self._watch())
         try:
             yield
         finally:
             watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+            await asyncio.wait([watching])
             await self._stop()
 
     async def wait(self) -> None:
         """Wait until the engine fails; raises its error."""
-        while True:
-            stepping = self._stepping
-            if stepping is not None:
-                await asyncio.wait([stepping], timeout=1.0)
-                if stepping.done() and not stepping.cancelled() and stepping is self._stepping:
-                    stepping.result()
-            else:
-                await asyncio.sleep(0.1)
+        await self._failed.wait()
+        assert self._failure is not None
+        raise self._failure
 
     async def restart(self, seconds: float) -> None:
         """Break all connections, be away for so many seconds, and start again."""
@@ -128,7 +124,7 @@ class Process:
             raise
         self._port = site.addresses[0][1]
         self._site = site
-        self._stepping = asyncio.create_task(self.cores.run())
+        self._stepping = self._watched(self.cores.run())
 
     async def _stop(self) -> None:
         """Stop listening and break all connections."""
@@ -141,5 +137,15 @@ class Process:
             await site.cleanup()
         if stepping is not None:
             stepping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await stepping
+            await asyncio.wait([stepping])
+
+    def _watched(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """A task whose error ends the engine."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._failure = task.exception()
+            self._failed.set()

@@ -69,10 +69,12 @@ class Runner:
         seconds = self.scheduler.model.costs.seconds(
             decoding=plan.decoding, prefilled=plan.prefilled, started=plan.started, chance=self._chance
         )
-        end = max(due, now - CATCH_UP_S) + seconds
+        begin = max(due, now - CATCH_UP_S)
+        self.scheduler.statistics.lost_s += begin - due
+        end = begin + seconds
         await asyncio.sleep(end - now)
         done = self.clock()
-        late = self._pace.step(seconds, max(done - end, 0.0), max(now - CATCH_UP_S - due, 0.0), done)
+        late = self._pace.step(seconds, max(done - end, 0.0), begin - due, done)
         if late is not None:
             self._told(late)
         while self._stalled_until > self.clock():
@@ -82,4 +84,9 @@ class Runner:
             event, every_token = self._listeners[sequence]
             if every_token or sequence.ending is not None:
                 event.set()
+        # The tasks that were just woken write their tokens before this call.
+        asyncio.get_running_loop().call_soon(self._delivered, end)
         return end
+
+    def _delivered(self, planned_end: float) -> None:
+        self.scheduler.statistics.step_delay.observe(max(self.clock() - planned_end, 0.0))

@@ -6,6 +6,7 @@ The end of standard input ends the part early, so no child outlives a parent tha
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import time
@@ -43,6 +44,8 @@ class _Report:
 
 
 async def _perform(order: Order, report: _Report, zero_s: float, orders: BinaryIO) -> None:
+    gc.collect()
+    gc.freeze()
     runner = Runner(order, report, time.monotonic, zero_s)
     loop = asyncio.get_running_loop()
 

@@ -1,7 +1,8 @@
 """Merges the files of the parts of a run into the files of one run.
 
 No figure is an average of the parts' figures. Delays are computed from all attempts again, and the use of the
-processor is that of the busiest process, because each process has a core of its own.
+processor is that of the busiest process, because each process has a core of its own. The delay of the event
+loop is that of the worst process, because its tokens are a part of every percentile.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import BinaryIO
 
 import msgspec
 
-from loadgen.records import META, REQUESTS, STATE, Meta, save
-from loadgen.run import complaints
+from loadgen.records import META, REQUESTS, STATE, LoopDelay, Meta, save
 from loadgen.statistics import percentile
+from loadgen.trust import complaints
 
 
 class _Times(msgspec.Struct):
@@ -43,6 +44,7 @@ def merged(metas: Sequence[Meta], lags: Sequence[float]) -> Meta:
     first = metas[0]
     late = percentile(lags, 0.99) if lags else 0.0
     cpu = max(meta.cpu for meta in metas)
+    starved = max(metas, key=lambda meta: meta.waited)
     changes = {
         "ended_s": max(meta.ended_s for meta in metas),
         "is_interrupted": any(meta.is_interrupted for meta in metas),
@@ -51,9 +53,29 @@ def merged(metas: Sequence[Meta], lags: Sequence[float]) -> Meta:
         "lag_p99_s": late,
         "lag_max_s": lags[-1] if lags else 0.0,
         "cpu": cpu,
-        "complaints": complaints(late, cpu),
+        "complaints": complaints(late, cpu, starved.waited, starved.ran),
+        "waited": starved.waited,
+        "ran": starved.ran,
+        "loop": _worst([each for meta in metas for each in meta.loop]),
+        "stalls": sorted((stall for meta in metas for stall in meta.stalls), key=lambda stall: stall.until_s),
     }
     return msgspec.structs.replace(first, **changes)
+
+
+def _worst(delays: Sequence[LoopDelay]) -> list[LoopDelay]:
+    """The largest delays of each phase."""
+    phases: dict[str, list[LoopDelay]] = {}
+    for delay in delays:
+        phases.setdefault(delay.phase, []).append(delay)
+    return [
+        LoopDelay(
+            phase,
+            max(each.p50_s for each in group),
+            max(each.p99_s for each in group),
+            max(each.max_s for each in group),
+        )
+        for phase, group in phases.items()
+    ]
 
 
 def _merge_requests(out: Path, files: Sequence[Path]) -> Iterator[float]:

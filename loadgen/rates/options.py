@@ -1,4 +1,4 @@
-"""The options of ``loadgen sweep`` and ``loadgen capacity`` beside those of every run. No I/O."""
+"""The options of ``loadgen sweep`` and ``loadgen capacity`` beside those of every run. Pure."""
 
 from __future__ import annotations
 
@@ -27,6 +27,45 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--most-runs", type=count, default=12, metavar="N", help="with auto: the most runs [12]"
+    )
+
+
+def add_capacity_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``capacity``."""
+    parser.add_argument(
+        "--slo",
+        action="append",
+        required=True,
+        metavar="GOAL",
+        help="a goal, such as 'guaranteed.ttft.p99<=300ms'; repeat for several",
+    )
+    parser.add_argument(
+        "--from",
+        dest="first",
+        type=positive,
+        metavar="RATE",
+        help="the first rate, in requests per second of all tenants together (default: the scenario's own)",
+    )
+    parser.add_argument(
+        "--resolution",
+        type=share,
+        default=0.05,
+        metavar="SHARE",
+        help="stop when the rates below and above the capacity differ by less [5%%]",
+    )
+    parser.add_argument(
+        "--most-runs",
+        type=count,
+        default=3,
+        metavar="N",
+        help="the most runs of one rate while the interval of a goal includes its bound [3]",
+    )
+    parser.add_argument(
+        "--most-time",
+        type=positive,
+        default=3600.0,
+        metavar="SECONDS",
+        help="begin no run that would end later [3600]",
     )
 
 

@@ -1,9 +1,9 @@
 """The search for the highest rate that meets the goals. Pure.
 
-The rate doubles while the goals are met, or halves while they are not. Then the interval between the highest
-rate that meets them and the lowest that does not is halved on a logarithmic scale. A rate is repeated with
+The rate doubles until a goal is not met, or halves until all of them are. Then the gap between the highest
+rate that certainly meets the goals and the next one is halved on a logarithmic scale. A rate is repeated with
 another seed while the 95 % interval of a goal includes its bound, up to a number of runs. If it still does,
-the rate is undecided: the search goes on below it.
+the rate does not count as met. Where no rate is certain, as with few requests, the measured values decide.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-_MOST_FACTOR = 2.0**20
-"""The search leaves the first rate by at most this factor."""
+_MOST_UP, _MOST_DOWN = 2.0**20, 2.0**10
+"""The search leaves the first rate by at most these factors."""
 
 
 class Verdict(StrEnum):
@@ -21,12 +21,21 @@ class Verdict(StrEnum):
 
     MET = "met"
     """All goals are met, and no interval includes a bound."""
+    LIKELY_MET = "met, but an interval includes the goal"
+    LIKELY_MISSED = "missed, but an interval includes the goal"
     MISSED = "missed"
     """A goal is missed, and its interval does not include the bound; or the server does not keep up."""
-    UNCLEAR = "undecided"
-    """An interval includes the bound."""
     UNRELIABLE = "unreliable"
     """The generator did not keep up, so the rate says nothing about the server."""
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether another run would not change it, at 95 % confidence."""
+        return self not in (Verdict.LIKELY_MET, Verdict.LIKELY_MISSED)
+
+
+_HARD = (Verdict.LIKELY_MISSED, Verdict.MISSED, Verdict.UNRELIABLE)
+_CERTAINLY_NOT = (Verdict.MISSED, Verdict.UNRELIABLE)
 
 
 @dataclass(slots=True)
@@ -40,41 +49,64 @@ class Search:
     """The most runs of one rate."""
     verdicts: dict[float, Verdict] = field(default_factory=dict)
     runs: dict[float, int] = field(default_factory=dict)
-    _current: float | None = None
 
     def note(self, rate: float, verdict: Verdict) -> None:
         """Take the verdict about a rate, after one more run of it."""
         self.verdicts[rate] = verdict
         self.runs[rate] = self.runs.get(rate, 0) + 1
-        self._current = rate
 
     @property
     def met(self) -> float | None:
-        """The highest rate that meets the goals, below all that do not."""
-        above = self.above
-        return max((r for r, v in self.verdicts.items() if v is Verdict.MET and r < above), default=None)
+        """The highest rate that certainly meets the goals, below all that certainly do not."""
+        limit = self._lowest(_CERTAINLY_NOT)
+        return max((r for r, v in self.verdicts.items() if v is Verdict.MET and r < limit), default=None)
+
+    @property
+    def likely(self) -> float | None:
+        """The highest rate that meets the goals by its measured values, below all that do not."""
+        limit, kinds = self._lowest(_HARD), (Verdict.MET, Verdict.LIKELY_MET)
+        return max((r for r, v in self.verdicts.items() if v in kinds and r < limit), default=None)
 
     @property
     def above(self) -> float:
-        """The lowest rate that does not certainly meet the goals; infinite if there is none."""
-        return min((r for r, v in self.verdicts.items() if v is not Verdict.MET), default=math.inf)
+        """The lowest rate above ``met`` that does not certainly meet the goals; infinite if there is none.
+
+        Without ``met``, the lowest rate above ``likely``.
+        """
+        met = self.met
+        if met is None:
+            return self._lowest(_HARD)
+        return min(
+            (r for r, v in self.verdicts.items() if v is not Verdict.MET and r > met), default=math.inf
+        )
 
     @property
     def missed(self) -> float | None:
         """The lowest rate that certainly misses a goal."""
-        return min((r for r, v in self.verdicts.items() if v is Verdict.MISSED), default=None)
+        found = self._lowest((Verdict.MISSED,))
+        return None if math.isinf(found) else found
 
     def next_rate(self) -> float | None:
         """The rate of the next run; ``None`` if the search is over."""
-        current = self._current
-        if current is None:
+        if not self.verdicts:
             return self.first
-        if self.verdicts[current] is Verdict.UNCLEAR and self.runs[current] < self.most_runs:
-            return current
-        low, high = self.met, self.above
+        if math.isinf(self._lowest(_HARD)):
+            higher = max(self.verdicts) * 2
+            return higher if higher <= self.first * _MOST_UP else None
+        low, high = self.met or self.likely, self.above
+        if self._is_open(high):
+            return high
         if low is None:
             lower = high / 2
-            return lower if lower * _MOST_FACTOR >= self.first else None
-        if math.isinf(high):
-            return low * 2 if low * 2 <= self.first * _MOST_FACTOR else None
-        return math.sqrt(low * high) if high / low > (1 + self.resolution) * (1 + 1e-9) else None
+            return lower if lower >= self.first / _MOST_DOWN else None
+        if high / low > (1 + self.resolution) * (1 + 1e-9):
+            return math.sqrt(low * high)
+        return low if self._is_open(low) else None
+
+    def _lowest(self, kinds: tuple[Verdict, ...]) -> float:
+        return min((rate for rate, verdict in self.verdicts.items() if verdict in kinds), default=math.inf)
+
+    def _is_open(self, rate: float) -> bool:
+        """Whether another run of a rate may decide it."""
+        found = self.verdicts.get(rate)
+        return found is not None and not found.is_certain and self.runs[rate] < self.most_runs

@@ -18,6 +18,11 @@
 -- PREFIX:quota_alive       sorted set: holders by the end of their lifetime
 -- PREFIX:quota_gone        sorted set: holders whose lifetime has ended, by that time
 -- PREFIX:quota_names:X     set: the ids of the records with a row of the holder X
+-- PREFIX:quota_ending      set: holders whose unused portions are being taken back
+-- PREFIX:quota_ending:X    set: the ids of the records in which this is still to do. They are not in quota_names:X
+-- PREFIX:quota_folding, PREFIX:quota_folding:X   the same for rows that become a part of the base
+--
+-- A sidecar may have 20,000 rows, and all records of a day end at once. So each call does only a part of such work.
 local prefix = KEYS[1]
 local message = cmsgpack.unpack(ARGV[1])
 local now = message.now
@@ -28,6 +33,8 @@ end
 local LIFETIME, REMEMBER, KEEP, KEEP_SINCE = message.lifetime, message.remember, message.keep_record, message.keep_since
 local META, RECORDS = prefix .. ':quota_meta', prefix .. ':quotas'
 local ALIVE, GONE = prefix .. ':quota_alive', prefix .. ':quota_gone'
+local ENDING, FOLDING = prefix .. ':quota_ending', prefix .. ':quota_folding'
+local MOST_ROWS = 200 -- the most rows, or records, that one call ends: about 5 ms
 
 -- A number as a text that is read as exactly the same number.
 local function exact(number) return string.format('%.17g', number) end
@@ -59,24 +66,56 @@ end
 local function save(id, record, holder, row)
   redis.call('HSET', id, 'record', cmsgpack.pack(record))
   if row then redis.call('HSET', id, 'row:' .. holder, cmsgpack.pack(row)) end
-  redis.call('PEXPIRE', id, milliseconds(record['end'] - now + KEEP))
+  -- Longer than until its removal below, which also removes its id from the sets of its holders.
+  redis.call('PEXPIRE', id, milliseconds(record['end'] - now + 2 * KEEP))
+end
+
+-- Move all ids of one set to another one. Nearly always the other one is empty.
+local function move(from, to)
+  if redis.call('EXISTS', from) == 0 then return end
+  if redis.call('EXISTS', to) == 0 then
+    redis.call('RENAME', from, to)
+  else
+    redis.call('SUNIONSTORE', to, to, from)
+    redis.call('DEL', from)
+  end
+end
+
+-- Begin work on all rows of a holder, in the calls from now on.
+local function queue(work, holder, from)
+  move(from, work .. ':' .. holder)
+  redis.call('SADD', work, holder)
+  keep(work, work .. ':' .. holder)
+end
+
+-- Do a part of such work.
+local function continue(work, act)
+  local rest = MOST_ROWS
+  for _, holder in ipairs(redis.call('SMEMBERS', work)) do
+    if rest <= 0 then return end
+    local ids = redis.call('SPOP', work .. ':' .. holder, rest)
+    if #ids < rest then redis.call('SREM', work, holder) end
+    rest = rest - #ids
+    act(holder, ids)
+  end
 end
 
 -- Take back the unused portions of a holder.
-local function end_lifetime(holder)
-  for _, id in ipairs(redis.call('SMEMBERS', names_key(holder))) do
+local function end_lifetime(holder, ids)
+  for _, id in ipairs(ids) do
     local record, row = load(id, holder)
     if record and row then
       record.counts = record.counts - counts_of(row) + row.used
       row.portion = row.used
       save(id, record, holder, row)
+      redis.call('SADD', names_key(holder), id)
     end
   end
 end
 
 -- The rows of a holder become a part of the base.
-local function fold(holder)
-  for _, id in ipairs(redis.call('SMEMBERS', names_key(holder))) do
+local function fold(holder, ids)
+  for _, id in ipairs(ids) do
     local record, row = load(id, holder)
     if record and row then
       record.base = record.base + row.used
@@ -87,7 +126,16 @@ local function fold(holder)
       save(id, record)
     end
   end
-  redis.call('DEL', names_key(holder))
+end
+
+-- Remove a record, also from the sets of its holders.
+local function remove(id)
+  for _, field in ipairs(redis.call('HKEYS', id)) do
+    local holder = string.match(field, '^row:(.*)$')
+    if holder then redis.call('SREM', names_key(holder), id) end
+  end
+  redis.call('ZREM', RECORDS, id)
+  redis.call('DEL', id)
 end
 
 local function expire()
@@ -95,15 +143,18 @@ local function expire()
   for i = 1, #ended, 2 do
     redis.call('ZREM', ALIVE, ended[i])
     redis.call('ZADD', GONE, ended[i + 1], ended[i])
-    end_lifetime(ended[i])
+    queue(ENDING, ended[i], names_key(ended[i]))
   end
   for _, holder in ipairs(redis.call('ZRANGEBYSCORE', GONE, '-inf', exact(now - REMEMBER))) do
     redis.call('ZREM', GONE, holder)
-    fold(holder)
+    redis.call('SREM', ENDING, holder)
+    queue(FOLDING, holder, ENDING .. ':' .. holder)
+    queue(FOLDING, holder, names_key(holder))
   end
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', RECORDS, '-inf', exact(now - KEEP))) do
-    redis.call('ZREM', RECORDS, id)
-    redis.call('DEL', id)
+  continue(ENDING, end_lifetime)
+  continue(FOLDING, fold)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', RECORDS, '-inf', exact(now - KEEP), 'LIMIT', 0, MOST_ROWS)) do
+    remove(id)
   end
 end
 
@@ -179,6 +230,9 @@ end
 local function exchange(since)
   redis.call('ZADD', ALIVE, exact(now + LIFETIME), message.holder)
   redis.call('ZREM', GONE, message.holder)
+  -- It has given up unused portions itself, and states this now.
+  redis.call('SREM', ENDING, message.holder)
+  move(ENDING .. ':' .. message.holder, names_key(message.holder))
   local portions = {}
   for i, request in ipairs(message.requests) do portions[i] = answer(request, since) end
   keep(RECORDS, ALIVE, GONE, names_key(message.holder))

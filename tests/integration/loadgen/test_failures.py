@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from loadgen import probe as probing
 from loadgen.failures import failures
 from loadgen.records import Outcome
 from loadgen.scenario import Constant
@@ -36,14 +38,20 @@ async def ran(
     out: Path, url: str, *, model: str = "tiny", key: str = "sk-1", timeout: float = 20, duration: float = 0.5
 ) -> tuple[int | None, str, str]:
     """The exit status, output and errors of a run."""
+    process = await started(out, url, model=model, key=key, timeout=timeout, duration=duration)
+    told, errors = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, told.decode(), errors.decode()
+
+
+async def started(
+    out: Path, url: str, *, model: str = "tiny", key: str = "sk-1", timeout: float = 20, duration: float = 0.5
+) -> asyncio.subprocess.Process:
     text = SCENARIO.format(model=model, key=key, timeout=timeout, duration=duration)
     (out / "s.yaml").write_text(text)
-    process = await asyncio.create_subprocess_exec(
+    return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "loadgen", "run", str(out / "s.yaml"), "--url", url, "--out", str(out / "out"),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    told, errors = await asyncio.wait_for(process.communicate(), 60)
-    return process.returncode, told.decode(), errors.decode()
 
 
 @asynccontextmanager
@@ -157,6 +165,45 @@ async def test_a_refused_key_ends_before_the_run(tmp_path: Path) -> None:
         status, _, errors = await ran(tmp_path, url)
     assert status == 1
     assert f"{url} refuses tenant 'gold' with 401 (Invalid API key [key]); correct `key`" in errors
+
+
+async def test_one_accepted_key_or_one_that_was_not_tried_is_enough() -> None:
+    async def page(request: web.Request) -> web.StreamResponse:
+        return web.json_response(MODELS, status=200 if "sk-good" in request.headers["authorization"] else 401)
+
+    refused = [tenant(f"t{number}", key=f"sk-{number}") for number in range(probing.MOST_KEYS)]
+    async with serving_pages(page) as url:
+        await probing.probe(short(*refused[:3], tenant("good", key="sk-good")), [url])
+        await probing.probe(short(*refused, tenant("other", key="sk-other")), [url])
+        with pytest.raises(probing.ServerUnusable, match="refuses tenant 't0' with 401"):
+            await probing.probe(short(*refused), [url])
+
+
+async def test_a_server_without_an_answer_ends_before_the_run() -> None:
+    async def page(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(30)
+        return web.Response()
+
+    async with serving_pages(page) as url:
+        with pytest.raises(probing.ServerUnusable, match=r"does not answer /v1/models within 0\.2 s; check"):
+            await probing.probe(short(), [url], 0.2)
+
+
+async def test_ctrl_c_before_the_run_ends_with_130(tmp_path: Path) -> None:
+    asked = asyncio.Event()
+
+    async def page(request: web.Request) -> web.StreamResponse:
+        asked.set()
+        await asyncio.sleep(30)
+        return web.Response()
+
+    async with serving_pages(page) as url:
+        process = await started(tmp_path, url)
+        await asyncio.wait_for(asked.wait(), 60)
+        process.send_signal(signal.SIGINT)
+        await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 130
+    assert not (tmp_path / "out").exists()
 
 
 async def test_a_redirect_ends_before_the_run(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from loadgen import report
 from loadgen.__main__ import main
 from loadgen.progress import Progress, line
 from loadgen.records import META, Attempt, Meta, Outcome, Run, load
-from loadgen.run import Order, Runner, backoff, complaints
+from loadgen.run import Order, Runner, backoff
 from loadgen.scenario import Closed, Constant, Fault, Phase, Retries, Scenario
 from loadgen.summary import summarise
 from tests.integration.loadgen.server import (
@@ -345,12 +345,6 @@ async def test_a_process_is_signalled(tmp_path: Path) -> None:
     async with Server(stream).running() as server:
         await measured(tmp_path, short(faults=faults), server, faults=True)
     assert await sleeping.wait() == -signal.SIGKILL
-
-
-def test_a_run_that_did_not_keep_up_has_complaints() -> None:
-    assert complaints(0.049, 0.89) == []
-    assert "sent more than 70 ms late" in complaints(0.07, 0.5)[0]
-    assert "used 95% of a core" in complaints(0.0, 0.95)[0]
 
 
 def test_progress_fits_its_line() -> None:

@@ -130,6 +130,13 @@ def test_a_terminal_has_a_bounded_number_of_reasons() -> None:
     assert all(f"r{number}" in table(found) for number in range(11))
 
 
+def test_a_request_that_the_client_cancels_as_planned_is_no_failure() -> None:
+    cancelled = run(attempt(1.0, outcome=Outcome.CANCELLED))
+    summary = summarise(cancelled)
+    assert (summary.failures, summary.served) == ([], 1)
+    assert "Nothing was served" not in report.text(cancelled.meta, summary)
+
+
 def test_a_run_without_failures_lists_none() -> None:
     assert failures([attempt(1.0)]) == []
     assert text([]) == []

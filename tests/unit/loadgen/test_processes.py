@@ -14,7 +14,7 @@ from loadgen.processes import link
 from loadgen.processes.link import Done, Message, Reached, Ready
 from loadgen.processes.merging import merge, merged
 from loadgen.processes.part import WHOLE, Part
-from loadgen.records import META, REQUESTS, STATE, Attempt, Lines, Meta, load, save
+from loadgen.records import META, REQUESTS, STATE, Attempt, Lines, LoopDelay, Meta, Stall, load, save
 from loadgen.run import Order
 from tests.support.loadgen_builders import attempt, meta, scenario, tenant
 
@@ -61,6 +61,28 @@ def test_the_description_of_a_run_is_that_of_all_its_parts() -> None:
     assert (whole.processes, whole.cpu, whole.ended_s, whole.is_interrupted) == (2, 0.95, 12.0, True)
     assert (whole.lag_p50_s, whole.lag_max_s) == (0.001, 0.2)
     assert len(whole.complaints) == 2
+
+
+def test_the_delay_of_a_run_is_that_of_its_worst_process() -> None:
+    parts = [
+        meta(
+            waited=0.01,
+            ran=0.5,
+            loop=[LoopDelay("whole run", 0.001, 0.002, 0.05)],
+            stalls=[Stall(3.0, 0.03), Stall(5.0, 0.04)],
+        ),
+        meta(
+            waited=0.2,
+            ran=0.1,
+            loop=[LoopDelay("whole run", 0.0005, 0.004, 0.03), LoopDelay("late", 0.0, 0.0, 0.0)],
+            stalls=[Stall(4.0, 0.05)],
+        ),
+    ]
+    whole = merged(parts, [0.0])
+    assert whole.loop == [LoopDelay("whole run", 0.001, 0.004, 0.05), LoopDelay("late", 0.0, 0.0, 0.0)]
+    assert [stall.at_s for stall in whole.stalls] == [3.0, 4.0, 5.0]
+    assert (whole.waited, whole.ran) == (0.2, 0.1)
+    assert whole.complaints[0].startswith("shared its core: the generator waited for a core for 20%")
 
 
 def test_a_run_without_attempts_is_merged() -> None:

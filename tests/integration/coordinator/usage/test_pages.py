@@ -103,6 +103,8 @@ async def test_focus_has_a_charge_for_each_day_key_and_kind_of_token() -> None:
     ("query", "words"),
     [
         ({"by": "colour"}, "'colour' is not one of day, pool, entitlement"),
+        ({"by": "day", "since": "2000-01-01", "until": "2026-01-01"}, "more than 3700 days"),
+        ({"format": "focus", "since": "2000-01-01", "until": "2026-01-01"}, "more than 3700 days"),
         ({"format": "pdf"}, "'pdf' is not one of json, csv, focus"),
         ({"period": "never"}, "'never' is not one of today"),
         ({"since": "x"}, "neither a date"),

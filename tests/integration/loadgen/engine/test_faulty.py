@@ -17,7 +17,8 @@ from aiohttp import web
 from loadgen.engine.__main__ import main
 from loadgen.engine.admin import Admin
 from loadgen.engine.faults import parse_fault
-from loadgen.engine.model import Costs
+from loadgen.engine.model import Costs, Model
+from loadgen.engine.process import Process
 from tests.integration.loadgen.engine.simulated import HELD, Client, in_background, simulated
 from toolbox.ports import free_port
 
@@ -200,6 +201,25 @@ async def test_nobody_listens_during_a_restart() -> None:
                 await asyncio.sleep(0.005)
         with pytest.raises(aiohttp.ClientConnectionError):
             await client.get("/health")
+
+
+async def test_a_port_that_is_taken_during_a_restart_ends_the_engine() -> None:
+    process = Process(Model())
+    async with process.running():
+        process.inject(parse_fault("restart:seconds=2"))
+        async with asyncio.timeout(10):
+            while (taken := _taken(process.address)) is None:
+                await asyncio.sleep(0.005)
+            with taken, pytest.raises(OSError, match="address"):
+                await process.wait()
+
+
+def _taken(address: tuple[str, int]) -> socket.socket | None:
+    """A listener on an address, if it is free."""
+    try:
+        return socket.create_server(address)
+    except OSError:
+        return None
 
 
 @contextlib.asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -286,6 +287,22 @@ async def test_the_metrics_page_is_valid_for_prometheus() -> None:
     assert families["vllm:time_to_first_token_seconds"].type == "histogram"
     assert families["vllm:generation_tokens"].samples[0].value == 3
     assert families["vllm:num_requests_running"].samples[0].labels == {"engine": "0", "model_name": "tiny"}
+
+
+async def test_the_metrics_page_has_the_lateness_of_the_simulator_itself() -> None:
+    async with simulated() as client:
+        await client.post("/v1/completions", prompt="x", max_tokens=3)
+        request = client.begin(max_tokens=1900)
+        async with in_background(request):
+            await client.until(running=1)
+            time.sleep(0.3)  # the simulator runs in this loop, too
+            await asyncio.sleep(0.05)
+            _, page = await client.get("/metrics")
+
+    values = {s.name: s.value for family in text_string_to_metric_families(page) for s in family.samples}
+    assert values["loadgen_engine_step_delay_seconds_count"] >= 4
+    assert values["loadgen_engine_step_delay_seconds_sum"] > 0.2
+    assert values["loadgen_engine_lost_seconds_total"] > 0.1
 
 
 @pytest.mark.exclusive

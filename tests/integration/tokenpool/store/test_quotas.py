@@ -135,6 +135,73 @@ async def test_a_silent_holder_loses_its_unused_portion_only(kept: Kept) -> None
     assert (found.portion, found.spent, found.free) == (850, 100, 0)
 
 
+async def test_the_rows_of_a_holder_end_in_parts(server: int) -> None:
+    """20,000 rows at once would keep Redis busy for more than a second."""
+    client, clock, pool, rows = redis.asyncio.Redis(port=server), Clock(), next(pools), 450
+    kept = Kept(RedisStore(client, pool, LIFETIME, clock), clock)
+    await kept.send("first", 0)
+    clock.now = 2000.0
+    requests = [asks(50, settled=5)._replace(key=f"entitlement/day/UTC/t{n}") for n in range(rows)]
+    await kept.send("s", 1, *requests)
+    prefix = f"tokenpool:{{{pool}}}"
+
+    async def unused() -> int:
+        return sum(1 for state in await kept.store.quotas() if state.portions > 0)
+
+    async def left(kind: str) -> int:
+        return int(await client.scard(f"{prefix}:{kind}:s"))  # type: ignore[misc]
+
+    clock.now += LIFETIME + 1
+    await kept.send("other", 1)
+    assert (await left("quota_ending"), await left("quota_names")) == (rows - 200, 200)
+    for number in range(2, 5):
+        await kept.send("other", number)
+    assert (await left("quota_ending"), await left("quota_names")) == (0, rows)
+    assert await unused() == 0
+
+    await kept.wait(REMEMBER_S, "other")
+    assert (await left("quota_folding"), await left("quota_names")) == (0, 0)
+    assert {state.spent for state in await kept.store.quotas()} == {5.0}
+    assert not [key async for key in client.scan_iter(f"{prefix}:quota*:s")]
+    await kept.store.close()
+
+
+async def test_a_holder_that_returns_while_its_rows_end_keeps_them(server: int) -> None:
+    client, clock, pool = redis.asyncio.Redis(port=server), Clock(), next(pools)
+    kept = Kept(RedisStore(client, pool, LIFETIME, clock), clock)
+    await kept.send("first", 0)
+    clock.now = 2000.0
+    requests = [asks(50, settled=5)._replace(key=f"entitlement/day/UTC/t{n}") for n in range(450)]
+    await kept.send("s", 1, *requests)
+    clock.now += LIFETIME + 1
+    await kept.send("other", 1)
+
+    await kept.send("s", 2)
+
+    prefix = f"tokenpool:{{{pool}}}:quota"
+    assert await client.scard(f"{prefix}_names:s") == 450  # type: ignore[misc]
+    assert not await client.exists(f"{prefix}_ending:s", f"{prefix}_ending")
+    assert {state.spent for state in await kept.store.quotas()} == {5.0}
+    await kept.store.close()
+
+
+async def test_a_holder_forgets_windows_that_have_ended(server: int) -> None:
+    """A sidecar that lives for months would otherwise name all windows since its start."""
+    client, clock, pool = redis.asyncio.Redis(port=server), Clock(), next(pools)
+    kept = Kept(RedisStore(client, pool, LIFETIME, clock), clock)
+    await kept.send("first", 0)
+    clock.now = 2000.0
+    for hour in range(3):
+        await kept.send("s", hour, ASK._replace(start=clock.now, end=clock.now + 3600.0))
+        clock.now += 3600.0
+
+    clock.now += KEEP_RECORD_S
+    await kept.send("s", 10)
+
+    assert await client.scard(f"tokenpool:{{{pool}}}:quota_names:s") == 0  # type: ignore[misc]
+    await kept.store.close()
+
+
 async def test_a_holder_that_returns_is_not_counted_twice(kept: Kept) -> None:
     first = await kept.portion("s1", 1, asks(400, settled=100, held=50))
     await kept.wait(LIFETIME + REMEMBER_S + 1, "s2")

@@ -74,6 +74,8 @@ def test_without_an_end_the_span_ends_now() -> None:
         (("today", "2026-11-01", None, "UTC"), "remove one"),
         ((None, None, "2026-11-01", "UTC"), "add since"),
         ((None, "1.11.2026", None, "UTC"), "neither a date"),
+        ((None, "0001-01-01", None, "Asia/Tokyo"), "not in the years 1970 to 2199"),
+        ((None, "2026-11-01", "9999-12-31T23:59:59-12:00", "UTC"), "not in the years 1970 to 2199"),
         ((None, "2026-11-02", "2026-11-01", "UTC"), "not before"),
         ((None, None, None, "Mars/Olympus"), "Europe/Berlin"),
         ((None, None, None, "../etc/passwd"), "Europe/Berlin"),

@@ -103,11 +103,19 @@ def test_an_encoder_reports_one_block_and_no_cache() -> None:
     assert (labels["num_gpu_blocks"], labels["enable_prefix_caching"]) == ("1", "False")
 
 
+def test_each_core_reports_its_own_size_and_the_blocks_of_all() -> None:
+    labels = info("--data-parallel-size", "2", "--blocks", "1000")
+
+    assert (labels["kv_cache_size_tokens"], labels["num_gpu_blocks"]) == ("16000", "2000")
+
+
 def test_labels_of_hybrid_models_replace_and_extend_the_usual_ones() -> None:
     labels = info(
         *("--cache-label", "block_size=528", "--cache-label", "mamba_block_size=262144"),
-        *("--cache-label", "num_gpu_blocks=1000"),
+        *("--cache-label", "num_gpu_blocks=1000", "--cache-label", "kv_cache_size_tokens="),
     )
+
+    assert "kv_cache_size_tokens" not in labels
 
     assert (labels["block_size"], labels["mamba_block_size"], labels["num_gpu_blocks"]) == (
         "528",
