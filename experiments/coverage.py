@@ -1,9 +1,9 @@
 """How often a 95 % interval of loadgen contains the truth: requests of a queue whose distribution is known.
 
 ``python -m experiments coverage`` simulates many runs of several lengths at several loads, and gives each to
-`loadgen.intervals`. It prints, for each number, the share of the runs whose interval contains the truth, and
-the share of the runs that bound the number on both sides. An unknown bound counts as infinite. ``--method``
-chooses other intervals for comparison.
+`loadgen.intervals`. It prints, for each number, the share of the runs whose interval contains the truth. An
+unknown bound counts as infinite. In brackets are the share of the runs that bound the number on both sides,
+and the coverage of these intervals alone. ``--method`` chooses other intervals for comparison.
 """
 
 from __future__ import annotations
@@ -38,12 +38,21 @@ class Count:
     hits: int = 0
     bounded: int = 0
     """Runs with a bound on both sides."""
+    bounded_hits: int = 0
 
     def add(self, made: Interval, truth: float) -> None:
         """Count one run."""
         self.runs += 1
-        self.hits += made[0] <= truth <= made[1]
-        self.bounded += not math.isinf(made[1] - made[0])
+        is_hit, is_bounded = made[0] <= truth <= made[1], not math.isinf(made[1] - made[0])
+        self.hits += is_hit
+        self.bounded += is_bounded
+        self.bounded_hits += is_hit and is_bounded
+
+    @property
+    def written(self) -> str:
+        """The coverage of all runs; in brackets the share of runs with both bounds, and their coverage."""
+        inside = f", {self.bounded_hits / self.bounded:.0%}" if 0 < self.bounded < self.runs else ""
+        return f"{self.hits / self.runs:.0%} ({self.bounded / self.runs:.0%}{inside})"
 
 
 def ours(values: Sequence[float], source: random.Random) -> list[Interval]:
@@ -125,10 +134,10 @@ def measured(method: Method, load: float, length: int, runs: int, *, is_empty: b
 
 
 def table(rows: Sequence[tuple[float, int, list[Count]]]) -> str:
-    """The counts as Markdown: the coverage, and the runs with both bounds."""
+    """The counts as Markdown."""
     lines = ["| load | requests | P50 | P90 | P99 | mean |", "| --- | --- | --- | --- | --- | --- |"]
     for load, length, counts in rows:
-        cells = " | ".join(f"{each.hits / each.runs:.0%} ({each.bounded / each.runs:.0%})" for each in counts)
+        cells = " | ".join(each.written for each in counts)
         lines.append(f"| {'none' if load == 0 else f'{load:.0%}'} | {length:,} | {cells} |")
     return "\n".join(lines)
 

@@ -59,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run a scenario, and report",
-        description="Runs a scenario, and reports. Exit status: 0 measured, 1 nothing served, 2 wrong usage, "
-        "130 interrupted (a report of the measurements so far is written).",
+        description="Runs a scenario, and reports. Exit status: 0 measured, 1 nothing served or a goal "
+        "missed, 2 wrong usage, 130 interrupted (a report of the measurements so far is written).",
     )
     _add_order(run)
     run.add_argument(

@@ -6,7 +6,7 @@ from loadgen import words
 from loadgen.arrivals import expected_requests, most_workers
 from loadgen.lengths import mean
 from loadgen.prompts import form
-from loadgen.scenario import Closed, Conversation, PromptForm, Replay, Scenario, Tenant
+from loadgen.scenario import Closed, Conversation, PromptForm, Replay, Scenario, Slo, Tenant
 from loadgen.workloads.prefix_hits import best_share
 
 
@@ -22,9 +22,15 @@ def explain(scenario: Scenario) -> str:
         ends = scenario.duration_s - scenario.cool_down_s
         lines.append(f"measured: requests that are due from {scenario.warm_up_s:g} to {ends:g} s")
     lines += [note for tenant in scenario.tenants for note in _trace_notes(tenant)]
+    lines += [f"slo of {t.name}: {_slo(t.slo)}" for t in scenario.tenants if t.slo is not None]
     lines += [f"phase {p.name}: {p.from_s:g} to {p.to_s:g} s{_rates(p.rates)}" for p in scenario.phases]
     lines += [f"fault at {fault.at_s:g} s: {fault.name}" for fault in scenario.faults]
     return "\n".join(lines)
+
+
+def _slo(slo: Slo) -> str:
+    goals = {"first token": slo.ttft_ms, "each further token": slo.tpot_ms, "last token": slo.e2e_ms}
+    return ", ".join(f"{what} within {ms:g} ms" for what, ms in goals.items() if ms is not None)
 
 
 _HEAD = (

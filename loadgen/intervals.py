@@ -26,9 +26,9 @@ _SHARES = (0.5, 0.9, 0.95, 0.99)
 _PROBES = (0.5, 0.9)
 """The percentiles whose batches say how much the observations depend on each other."""
 _WIDER = 1.5
-_WIDER_MEAN = 8.0
-"""An interval is wider by this factor times ``BATCHES`` per independent observation. A mean of few
-independent observations needs more, because it rarely contains the rare long waits."""
+_WIDER_MEAN = 10.0
+"""An interval is wider by these factors times ``BATCHES`` per independent observation, beyond independent
+data. A mean of few independent observations needs more, because it rarely has the rare long waits."""
 _INHERITED = 0.5
 """A high percentile has few requests above it, so it takes this share of the dependence of the probes."""
 _LEAST_EFFECT = 0.8
@@ -86,7 +86,7 @@ class Series:
         return self._effects[share]
 
     def _wider(self, factor: float) -> float:
-        return 1 + factor * BATCHES / self.independent
+        return 1 + factor * BATCHES * (1 / self.independent - 1 / self.count)
 
     def _percentile(self, share: float) -> Estimate:
         value = percentile(self.ordered, share)
@@ -155,7 +155,7 @@ def share(flags: Sequence[bool]) -> Estimate | None:
     sums = [sum(flags[start:end]) - value * (end - start) for start, end in _batches(count)]
     spread = value * (1 - value)
     effect = _error(sums, count) ** 2 * count / spread if spread else 1.0
-    wider = (_REACH / _NORMAL) * (1 + _WIDER * BATCHES * max(effect, 1.0) / count)
+    wider = (_REACH / _NORMAL) * (1 + _WIDER * BATCHES * max(effect - 1.0, 0.0) / count)
     worth = count / max(effect * wider**2, _LEAST_EFFECT)
     # Wilson's interval, which is not empty for shares of 0 and 1.
     square = _NORMAL**2 / worth
@@ -176,7 +176,7 @@ def rate(counts: Sequence[float], width_s: float) -> Estimate | None:
     sums = [sum(counts[start:end]) - mean * (end - start) for start, end in _batches(count)]
     error, spread = _error(sums, count), pvariance(counts, mean)
     effect = error**2 * count / spread if spread else 1.0
-    reach = _REACH * (1 + _WIDER * BATCHES * max(effect, 1.0) / count) * error / width_s
+    reach = _REACH * (1 + _WIDER * BATCHES * max(effect - 1.0, 0.0) / count) * error / width_s
     return Estimate(value, max(value - reach, 0.0), value + reach)
 
 

@@ -12,6 +12,7 @@ from html import escape
 
 from loadgen import failures, goals, words
 from loadgen.goals import GoalResult
+from loadgen.measures import Kind, shown
 from loadgen.page import page, plots, warning
 from loadgen.plots import Band, Frame, Mark, Series, curves, layers, log_ticks
 from loadgen.records import REFUSED, EntitlementSample, LoopDelay, Meta, Outcome, Run, Sample
@@ -59,11 +60,6 @@ def notes(meta: Meta, summary: Summary) -> list[str]:
             f"{uncounted} streams had no usage of the engine; they have no time per output token, and each "
             "event counts as one token."
         )
-    unbounded = [(cell.tenant, cell.ttft.p99) for cell in totals if cell.ttft.p99 is not None]
-    if why := [f"{name}: {p99.reason}" for name, p99 in unbounded if p99.high is None]:
-        found.append(
-            f"TTFT p99 has no upper bound ({'. '.join(why)}). Run longer, or compare runs of several seeds."
-        )
     found += [f"{count} reads of {url} failed." for url, count in meta.unread_states.items()]
     failed = [fault for fault in meta.faults if fault.result != "done"]
     return found + [f"The fault '{fault.what}' {fault.result}." for fault in failed]
@@ -93,10 +89,12 @@ def counts(cell: Cell) -> list[str]:
 
 def text(meta: Meta, summary: Summary, judged: Sequence[GoalResult] = ()) -> str:
     """The report for a terminal, with the results of ``--fail-on``."""
-    shown = ("TTFT p50", "TTFT p99", "gap p99", "e2e p99", "out tok/s", "tok/s")
+    columns = _used(
+        summary, ("TTFT p50", "TTFT p99", "gap p99", "TPOT p99", "e2e p99", "out tok/s", "tok/s", "goodput/s")
+    )
     rows = [
         [cell.tenant, cell.phase, *(part.partition("\n")[0] for part in counts(cell))]
-        + [words.estimate(MEASURES[name](cell), rate=is_rate(name)) for name in shown]
+        + [words.estimate(MEASURES[name](cell), rate=is_rate(name)) for name in columns]
         for cell in summary.cells
     ]
     lag = (
@@ -105,13 +103,14 @@ def text(meta: Meta, summary: Summary, judged: Sequence[GoalResult] = ()) -> str
         f"the generator used {meta.cpu:.0%} of a core"
     )
     warnings = [f"! {note}" for note in notes(meta, summary)]
-    results = [words.text_table(goals.HEAD, goals.rows(judged))] if judged else []
+    results = [words.text_table(_SLO_HEAD, slos)] if (slos := _slo_rows(summary)) else []
+    results += [words.text_table(goals.HEAD, goals.rows(judged))] if judged else []
     remarks = [*_remarks(meta, summary), *failures.text(summary.failures)]
-    return "\n".join([words.text_table((*_HEAD, *shown), rows), lag, *remarks, *results, *warnings])
+    return "\n".join([words.text_table((*_HEAD, *columns), rows), lag, *results, *remarks, *warnings])
 
 
 def _remarks(meta: Meta, summary: Summary) -> list[str]:
-    """The intended deviations: requests outside the measured time, and cancelled ones."""
+    """What a reader must know of the numbers: what counts, and why an interval is open."""
     found = []
     if meta.warm_up_s or meta.cool_down_s:
         ends = meta.duration_s - meta.cool_down_s
@@ -119,6 +118,11 @@ def _remarks(meta: Meta, summary: Summary) -> list[str]:
     totals = [cell for cell in summary.cells if cell.phase == WHOLE and cell.tenant != EVERYONE]
     if cancelled := sum(cell.ended(Outcome.CANCELLED) for cell in totals):
         found.append(f"{cancelled} requests were cancelled by their clients, as the scenario says.")
+    tails = [(cell.tenant, cell.ttft.p99) for cell in totals if cell.ttft.p99 is not None]
+    if open_ := [f"{name}: {p99.reason}." for name, p99 in tails if p99.high is None]:
+        found.append(
+            f"TTFT p99 has no upper bound. {' '.join(open_)} Run longer, or compare runs of several seeds."
+        )
     return found
 
 
@@ -136,6 +140,7 @@ def html(run: Run, summary: Summary, judged: Sequence[GoalResult] = ()) -> str:
         f'<p class="soft">{escape(_subtitle(meta))}</p>',
         *map(warning, notes(meta, summary)),
         *_goals(judged),
+        *_slos(summary),
         "<h2>In numbers</h2>",
         *(f'<p class="soft note">{escape(remark)}</p>' for remark in _remarks(meta, summary)),
         _numbers(summary),
@@ -159,6 +164,30 @@ def _goals(judged: Sequence[GoalResult]) -> list[str]:
     return ["<h2>Goals</h2>", words.html_table(goals.HEAD, goals.rows(judged), note)]
 
 
+_SLO_HEAD = ("tenant", "phase", "within slo", "not", "share", "goodput")
+
+
+def _slo_rows(summary: Summary) -> list[list[str]]:
+    return [
+        [
+            cell.tenant,
+            cell.phase,
+            str(cell.goodput.met),
+            str(cell.goodput.missed),
+            shown(cell.goodput.share, Kind.SHARE),
+            shown(cell.goodput.per_s, Kind.RATE),
+        ]
+        for cell in summary.cells
+        if cell.goodput is not None
+    ]
+
+
+def _slos(summary: Summary) -> list[str]:
+    rows = _slo_rows(summary)
+    note = "Requests served within the goals of their tenant. Square brackets: the 95 % confidence interval."
+    return ["<h2>Goodput</h2>", words.html_table(_SLO_HEAD, rows, note)] if rows else []
+
+
 def _frame(meta: Meta) -> Frame:
     bands = tuple(Band(phase.name, phase.from_s, phase.to_s) for phase in meta.phases) + unmeasured(meta)
     marks = tuple(Mark(fault.what, fault.at_s) for fault in meta.faults)
@@ -180,8 +209,9 @@ def _subtitle(meta: Meta) -> str:
 
 
 def _numbers(summary: Summary) -> str:
+    used = _used(summary, MEASURES)
     rows = [
-        [cell.tenant, cell.phase, *counts(cell), *(_shown(cell, m) for m in MEASURES)]
+        [cell.tenant, cell.phase, *counts(cell), *(_shown(cell, name) for name in used)]
         for cell in summary.cells
     ]
     caption = (
@@ -189,7 +219,12 @@ def _numbers(summary: Summary) -> str:
         "independent requests bound it. Requests that wait together count as few. Shed: 429 and 503. Failed: "
         "errors, broken connections, timeouts, preempted, cut by the run's end."
     )
-    return words.html_table((*_HEAD, *MEASURES), rows, caption)
+    return words.html_table((*_HEAD, *used), rows, caption)
+
+
+def _used(summary: Summary, names: Iterable[str]) -> tuple[str, ...]:
+    """The columns with a number in any row."""
+    return tuple(name for name in names if any(MEASURES[name](cell) is not None for cell in summary.cells))
 
 
 def _shown(cell: Cell, measure: str) -> str:

@@ -329,7 +329,7 @@ class Runner:
             lag_p99_s=late,
             lag_max_s=lags[-1],
             cpu=cpu,
-            complaints=complaints(late, cpu, self._waited, self._ran),
+            complaints=complaints(late, cpu),
             waited=self._waited,
             ran=self._ran,
             loop=self._delays.spans(),

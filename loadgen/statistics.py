@@ -103,17 +103,20 @@ class Windows:
 
     def spread(self, pieces: Iterable[tuple[float, float, float]]) -> list[float]:
         """The part of each amount, spread evenly from its start to its end, in each window."""
-        sums = [0.0] * self.count
+        sums, most, width = [0.0] * self.count, self.count, self.width_s
         for start, end, amount in pieces:
-            first, last = max(math.floor(start / self.width_s), 0), math.floor(end / self.width_s)
+            first, last = max(math.floor(start / width), 0), math.floor(end / width)
+            if first >= most:
+                continue
             if last <= first:
-                if first < self.count:
-                    sums[first] += amount
+                sums[first] += amount
                 continue
             per_second = amount / (end - start)
-            for index in range(first, min(last, self.count - 1) + 1):
-                left, right = index * self.width_s, (index + 1) * self.width_s
-                sums[index] += per_second * max(min(end, right) - max(start, left), 0.0)
+            sums[first] += per_second * ((first + 1) * width - max(start, 0.0))
+            for index in range(first + 1, min(last, most)):
+                sums[index] += per_second * width
+            if last < most:
+                sums[last] += per_second * (end - last * width)
         return sums
 
 

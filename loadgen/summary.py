@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -67,9 +68,9 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """Requests by the outcome of their last attempt."""
     reasons: dict[str, int]
     """Attempts that were refused or failed, by reason."""
-    refusals: dict[str, int]
+    refused_by: dict[str, int]
     """Requests that were refused in the end, by reason."""
-    failures: dict[str, int]
+    failed_by: dict[str, int]
     """Requests that failed in the end, by kind and reason, as in ``broken: stream ended early``."""
     bounds: int
     """The number of times to first token that are lower bounds only."""
@@ -162,7 +163,10 @@ def requests(attempts: Iterable[Attempt]) -> list[list[Attempt]]:
     found: dict[tuple[str, str], list[Attempt]] = {}
     for attempt in attempts:
         found.setdefault((attempt.tenant, attempt.request), []).append(attempt)
-    return [sorted(tries, key=lambda attempt: attempt.attempt) for tries in found.values()]
+    for tries in found.values():
+        if len(tries) > 1:
+            tries.sort(key=lambda attempt: attempt.attempt)
+    return list(found.values())
 
 
 def first_token(last: Attempt, drain_s: float) -> tuple[float, bool] | None:
@@ -201,8 +205,9 @@ def summarise(run: Run) -> Summary:
     """The numbers of a run."""
     meta = run.meta
     by_tenant = {t.name: [a for a in run.attempts if a.tenant == t.name] for t in meta.tenants}
-    groups = {**by_tenant, EVERYONE: run.attempts} if len(by_tenant) > 1 else by_tenant
-    cells = [_cell(meta, name, span, attempts) for name, attempts in groups.items() for span in spans(meta)]
+    named = {**by_tenant, EVERYONE: run.attempts} if len(by_tenant) > 1 else by_tenant
+    groups = [_group(name, attempts) for name, attempts in named.items()]
+    cells = [_cell(meta, group, span) for group in groups for span in spans(meta)]
     periods = [
         trust.Period(span.name, span.from_s, span.to_s, _due(run.attempts, span)) for span in spans(meta)
     ]
@@ -235,24 +240,38 @@ def _figures(cells: Iterable[Cell]) -> Iterable[trust.Figure]:
                 yield trust.Figure(cell.phase, cell.tenant, name, share, made.value, is_due)
 
 
-def _cell(meta: Meta, tenant: str, span: Span, attempts: Sequence[Attempt]) -> Cell:
-    due = _due(attempts, span)
-    tries = requests(due)
-    # Intervals need the order in which the requests were due, and the files have the order of the ends.
-    last = sorted((attempts[-1] for attempts in tries), key=lambda attempt: attempt.intended_s)
+class _Group(NamedTuple):
+    """The requests of a tenant or of all, and their tokens."""
+
+    name: str
+    tries: list[list[Attempt]]
+    """The attempts of each request, in the order in which the requests were due, which intervals need."""
+    output: list[tuple[float, float, float]]
+    tokens: list[tuple[float, float, float]]
+
+
+def _group(name: str, attempts: Sequence[Attempt]) -> _Group:
+    tries = sorted(requests(attempts), key=lambda tries: tries[0].intended_s)
+    return _Group(name, tries, token_pieces(attempts, prompts=False), token_pieces(attempts, prompts=True))
+
+
+def _cell(meta: Meta, group: _Group, span: Span) -> Cell:
+    tries = [attempts for attempts in group.tries if span.from_s <= attempts[0].intended_s < span.to_s]
+    due = [attempt for attempts in tries for attempt in attempts]
+    last = [attempts[-1] for attempts in tries]
     waits = [wait for attempt in last if (wait := first_token(attempt, meta.drain_s)) is not None]
     served = [attempt for attempt in last if attempt.outcome is Outcome.SERVED]
     gaps = merged(attempt.gaps for attempt in due)
     return Cell(
-        tenant=tenant,
+        tenant=group.name,
         phase=span.name,
         seconds=span.to_s - span.from_s,
         requests=len(tries),
         attempts=len(due),
         outcomes=dict(Counter(attempt.outcome for attempt in last)),
         reasons=dict(Counter(attempt.reason for attempt in due if attempt.reason)),
-        refusals=dict(Counter(a.reason for a in last if a.outcome in REFUSED)),
-        failures=dict(Counter(_failure(a) for a in last if a.outcome in FAILED)),
+        refused_by=dict(Counter(a.reason for a in last if a.outcome in REFUSED)),
+        failed_by=dict(Counter(_failure(a) for a in last if a.outcome in FAILED)),
         bounds=sum(is_bound for _, is_bound in waits),
         served_share=intervals.share([a.outcome is Outcome.SERVED for a in last]),
         refused_share=intervals.share([a.outcome in REFUSED for a in last]),
@@ -265,9 +284,9 @@ def _cell(meta: Meta, tenant: str, span: Span, attempts: Sequence[Attempt]) -> C
         uncounted=sum(a.first_s is not None and not a.is_counted for a in served),
         gap_p50_s=histogram_percentile(gaps, 0.5),
         gap_p99_s=histogram_percentile(gaps, 0.99),
-        output_tokens_per_s=_rate(span, token_pieces(attempts, prompts=False)),
-        tokens_per_s=_rate(span, token_pieces(attempts, prompts=True)),
-        goodput=_goodput(meta, tenant, span, last),
+        output_tokens_per_s=_rate(span, group.output),
+        tokens_per_s=_rate(span, group.tokens),
+        goodput=_goodput(meta, group.name, span, last),
     )
 
 
@@ -301,21 +320,21 @@ def _percentiles(values: Iterable[float]) -> Percentiles:
     return Percentiles(p50, p90, p95, p99, series.mean())
 
 
-def _rate(span: Span, pieces: list[tuple[float, float, float]]) -> Estimate | None:
+def _rate(span: Span, pieces: Sequence[tuple[float, float, float]]) -> Estimate | None:
     """Tokens per second within a span."""
-    shifted = [(start - span.from_s, end - span.from_s, amount) for start, end, amount in pieces]
-    kept = [piece for piece in shifted if piece[1] >= 0 and piece[0] >= 0] + [
-        _clipped(piece) for piece in shifted if piece[0] < 0 < piece[1]
+    kept = [
+        _clipped(start - span.from_s, end - span.from_s, amount)
+        for start, end, amount in pieces
+        if start < span.to_s and (end > span.from_s or start >= span.from_s)
     ]
     length = span.to_s - span.from_s
     windows = Windows(length, length / _WINDOWS)
     return intervals.rate(windows.spread(kept), windows.width_s)
 
 
-def _clipped(piece: tuple[float, float, float]) -> tuple[float, float, float]:
+def _clipped(start: float, end: float, amount: float) -> tuple[float, float, float]:
     """The part of a piece after 0."""
-    start, end, amount = piece
-    return 0.0, end, amount * end / (end - start)
+    return (start, end, amount) if start >= 0 else (0.0, end, amount * end / (end - start))
 
 
 Measure = Callable[[Cell], Estimate | None]

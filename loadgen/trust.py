@@ -65,8 +65,8 @@ class Period:
     attempts: Sequence[Attempt]
 
 
-def complaints(lag_p99_s: float, cpu: float, waited: float = 0.0, ran: float = 1.0) -> list[str]:
-    """The reasons why a whole run is unreliable. ``waited`` and ``ran`` are shares of its time."""
+def complaints(lag_p99_s: float, cpu: float) -> list[str]:
+    """The reasons why the generator could not keep up with the scenario."""
     found = []
     if lag_p99_s > LATE_S:
         found.append(
@@ -76,12 +76,32 @@ def complaints(lag_p99_s: float, cpu: float, waited: float = 0.0, ran: float = 1
         found.append(
             f"could not keep up: the generator used {cpu:.0%} of a core, which adds to every latency"
         )
-    if waited > WAITED and waited > WAITED_OF_CPU * ran:
-        found.append(
-            f"shared its core: the generator waited for a core for {waited:.0%} of the time, and ran for "
-            f"{ran:.0%}; give it a core of its own"
-        )
     return found
+
+
+def worst(delays: Iterable[LoopDelay]) -> list[LoopDelay]:
+    """The largest delays of each phase, of several processes or runs."""
+    phases: dict[str, list[LoopDelay]] = {}
+    for delay in delays:
+        phases.setdefault(delay.phase, []).append(delay)
+    return [
+        LoopDelay(
+            phase,
+            max(each.p50_s for each in group),
+            max(each.p99_s for each in group),
+            max(each.max_s for each in group),
+        )
+        for phase, group in phases.items()
+    ]
+
+
+def _shared(meta: Meta) -> list[str]:
+    if meta.waited <= WAITED or meta.waited <= WAITED_OF_CPU * meta.ran:
+        return []
+    return [
+        f"shared its core: the generator waited for a core for {meta.waited:.0%} of the time, and ran for "
+        f"{meta.ran:.0%}; give it a core of its own"
+    ]
 
 
 def doubts(
@@ -103,7 +123,12 @@ def doubts(
         if (reason := _stalled(period, phases.get(period.name, []), meta.stalls))
     }
     gaps = [figure for figure in made if not figure.with_sending]
-    return [*_named(periods, found), *_named(periods, stalled), *simulator_doubts(samples, gaps)]
+    return [
+        *_shared(meta),
+        *_named(periods, found),
+        *_named(periods, stalled),
+        *simulator_doubts(samples, gaps),
+    ]
 
 
 def _named(periods: Sequence[Period], found: Mapping[str, str]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 WINDOW_S = 5.0
 LATE_SHARE = 0.1
 """The mean lateness, as a share of the mean step, from which the simulator does not keep up."""
-LATE_FLOOR_S = 0.001
+LATE_FLOOR_S = 0.002
 """... and at least so many seconds."""
 WORST_S = 0.02
 """The lateness of a single step from which it counts, if the step itself is shorter, s."""

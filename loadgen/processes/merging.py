@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 import msgspec
 
-from loadgen.records import META, REQUESTS, STATE, LoopDelay, Meta, save
+from loadgen.records import META, REQUESTS, STATE, Meta, save
 from loadgen.statistics import percentile
-from loadgen.trust import complaints
+from loadgen.trust import complaints, worst
 
 
 class _Times(msgspec.Struct):
@@ -53,29 +53,13 @@ def merged(metas: Sequence[Meta], lags: Sequence[float]) -> Meta:
         "lag_p99_s": late,
         "lag_max_s": lags[-1] if lags else 0.0,
         "cpu": cpu,
-        "complaints": complaints(late, cpu, starved.waited, starved.ran),
+        "complaints": complaints(late, cpu),
         "waited": starved.waited,
         "ran": starved.ran,
-        "loop": _worst([each for meta in metas for each in meta.loop]),
+        "loop": worst(each for meta in metas for each in meta.loop),
         "stalls": sorted((stall for meta in metas for stall in meta.stalls), key=lambda stall: stall.until_s),
     }
     return msgspec.structs.replace(first, **changes)
-
-
-def _worst(delays: Sequence[LoopDelay]) -> list[LoopDelay]:
-    """The largest delays of each phase."""
-    phases: dict[str, list[LoopDelay]] = {}
-    for delay in delays:
-        phases.setdefault(delay.phase, []).append(delay)
-    return [
-        LoopDelay(
-            phase,
-            max(each.p50_s for each in group),
-            max(each.p99_s for each in group),
-            max(each.max_s for each in group),
-        )
-        for phase, group in phases.items()
-    ]
 
 
 def _merge_requests(out: Path, files: Sequence[Path]) -> Iterator[float]:

@@ -17,9 +17,10 @@ import msgspec
 
 from loadgen import words
 from loadgen.intervals import Series
-from loadgen.records import Attempt, Outcome, PhaseMeta, Run
+from loadgen.records import Attempt, Outcome, PhaseMeta, Run, Stall
 from loadgen.statistics import Estimate, percentile
 from loadgen.summary import EVERYONE, WHOLE, Cell, Summary, requests, spans, summarise
+from loadgen.trust import worst
 
 LEAST_SERVED = 0.95
 MOST_GROWTH = 0.05
@@ -77,20 +78,28 @@ def pooled(runs: Sequence[Run]) -> Run:
 
     Requests outside the measured times are left out.
     """
-    meta, attempts, at_s = runs[0].meta, list[Attempt](), 0.0
+    meta, attempts, stalls, at_s = runs[0].meta, list[Attempt](), list[Stall](), 0.0
     for number, run in enumerate(runs):
         whole = spans(run.meta)[0]
         by = at_s - whole.from_s
         attempts += [
             _moved(a, by, f"{number}:") for a in run.attempts if whole.from_s <= a.intended_s < whole.to_s
         ]
+        stalls += [
+            Stall(stall.at_s + by, stall.seconds)
+            for stall in run.meta.stalls
+            if whole.from_s <= stall.at_s < whole.to_s
+        ]
         at_s += whole.to_s - whole.from_s
+    starved = max((run.meta for run in runs), key=lambda each: each.waited)
     complaints = list(dict.fromkeys(text for run in runs for text in run.meta.complaints))
     changed: dict[str, object] = {
         "duration_s": at_s, "ended_s": max((a.end_s for a in attempts), default=at_s),
         "phases": list[PhaseMeta](),
         "warm_up_s": 0.0, "cool_down_s": 0.0, "complaints": complaints,
         "is_interrupted": any(run.meta.is_interrupted for run in runs),
+        "loop": worst(each for run in runs for each in run.meta.loop),
+        "stalls": stalls, "waited": starved.waited, "ran": starved.ran,
     }  # fmt: skip
     return Run(runs[0].folder, msgspec.structs.replace(meta, **changed), attempts, [])
 

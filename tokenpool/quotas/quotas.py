@@ -36,6 +36,8 @@ FINAL_S = 5.0
 request would take the rest of the quota as its portion for nothing, and smaller ones could not use it."""
 LIFETIME_SHARE = 0.9
 """Portions expire here after this part of their lifetime in the store."""
+MOST_ROWS = 250
+"""The most budgets in one message: they take about 6 ms of Redis. The next message has the others."""
 NO_RATE = 0.01
 """A lower rate of spending, in tokens per second, is none."""
 
@@ -212,6 +214,7 @@ class Quotas:
         for budget in budgets:
             budget.waiting += 1
             budget.needed += tokens
+            budget.stated = False
             if not budget.typical:
                 budget.typical = tokens
             self._active[budget.key] = budget
@@ -272,21 +275,39 @@ class Quotas:
 
         A regular message states all active budgets. It is sent without any, too, once something was spent: a
         store that lost its content hears of all spending within a lifetime. Another message states the
-        budgets in which a portion runs out.
+        budgets in which a portion runs out. A message has at most ``MOST_ROWS`` budgets.
         """
         if self._sent is not None or self.is_alone or not (is_regular or self.is_due):
             return None
-        requests: list[QuotaRequest] = []
-        for budget in self._active.values():
-            if is_regular or budget.waiting or budget.left < budget.typical:
-                self._refresh(budget, now)
-                requests.append(self._request(budget))
+        stated = [
+            budget
+            for budget in self._active.values()
+            if is_regular or budget.waiting or budget.left < budget.typical
+        ]
         self.is_due = False
+        if len(stated) > MOST_ROWS:
+            stated = self._in_turn(stated)
+        requests: list[QuotaRequest] = []
+        for budget in stated:
+            self._refresh(budget, now)
+            requests.append(self._request(budget))
         if not requests and not (is_regular and self._has_spent):
             return None
         self._number += 1
         self._sent, self.sent_at = QuotaMessage(self.holder, self._number, requests), now
         return self._sent
+
+    def _in_turn(self, budgets: list[Budget]) -> list[Budget]:
+        """``MOST_ROWS`` of these budgets. Those that requests wait for have at least a half of them."""
+        waiting = sorted([budget for budget in budgets if budget.waiting], key=lambda each: each.stated)
+        others = [budget for budget in budgets if not budget.waiting]
+        kept = min(len(others), MOST_ROWS // 2)
+        chosen = waiting[: MOST_ROWS - kept]
+        self.is_due = any(not budget.stated for budget in waiting[len(chosen) :])
+        chosen += others[: MOST_ROWS - len(chosen)]
+        for budget in chosen:  # the next message begins with the others
+            self._active[budget.key] = self._active.pop(budget.key)
+        return chosen
 
     def _request(self, budget: Budget) -> QuotaRequest:
         used = budget.used
@@ -357,12 +378,13 @@ class Quotas:
                     budget.stated = False
 
     def last_message(self) -> QuotaMessage | None:
-        """The last message of a sidecar that stops. It returns all portions."""
+        """The last message of a sidecar that stops. It returns all unused portions, and states the rest."""
         if self.is_alone:
             return None
         requests = []
         for budget in self.budgets.values():
-            if budget.used or budget.portion:
+            is_stated = budget.stated and self._sent is None
+            if budget.portion > budget.used or (budget.used and not is_stated):
                 request = self._request(budget)
                 requests.append(request._replace(needed=budget.used, wanted=budget.used))
         if not requests:

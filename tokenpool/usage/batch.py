@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 LENGTH_BYTES = 4
+MOST_BYTES = 64 * 1024
+"""The longest record. The texts in a record are bounded, so a longer one has a damaged length."""
 
 
 def joined(records: Iterable[bytes]) -> bytes:
@@ -15,13 +17,18 @@ def joined(records: Iterable[bytes]) -> bytes:
 def split(content: bytes) -> Iterator[bytes]:
     """The records of a batch. A killed process may leave an incomplete last one, which is left out.
 
-    So do zeros, which a file may have at its end after a loss of power.
+    So are zeros, which a file may have at its end after a loss of power. After a damaged length no record can
+    be found: the rest comes as one record, which cannot be decoded, so that its loss is counted.
     """
     start = 0
     while start + LENGTH_BYTES < len(content):
         begin = start + LENGTH_BYTES
-        end = begin + int.from_bytes(content[start:begin], "big")
-        if end > len(content) or end == begin:
+        length = int.from_bytes(content[start:begin], "big")
+        end = begin + length
+        if length > MOST_BYTES or (not length and any(content[begin:])):
+            yield content[start:]
+            return
+        if end > len(content) or not length:
             return
         yield content[begin:end]
         start = end

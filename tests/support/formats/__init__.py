@@ -33,7 +33,14 @@ from tokenpool.store.quota_script import QUOTA_LAYOUTS
 
 VERSIONS = Path(__file__).parent
 CURRENT = "v1"
-NEW_SCRIPTS = {"CREDENTIALS", "PUT_CREDENTIALS", "USAGE_SEND", "USAGE_RECEIVE", "USAGE_STORED"}
+NEW_SCRIPTS = {
+    "CREDENTIALS",
+    "PUT_CREDENTIALS",
+    "REMOVE_CREDENTIALS",
+    "USAGE_SEND",
+    "USAGE_RECEIVE",
+    "USAGE_STORED",
+}
 """The scripts that the last version does not have."""
 
 POOL = """

@@ -344,8 +344,8 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path, capsys: pytest.Captu
 def test_cells_without_observations_are_dashes() -> None:
     nothing = Percentiles()
     cell = Cell(
-        tenant="a", phase=WHOLE, seconds=1.0, requests=0, attempts=0, outcomes={}, reasons={}, refusals={},
-        failures={}, bounds=0, served_share=None, refused_share=None, failed_share=None, short=0,
+        tenant="a", phase=WHOLE, seconds=1.0, requests=0, attempts=0, outcomes={}, reasons={}, refused_by={},
+        failed_by={}, bounds=0, served_share=None, refused_share=None, failed_share=None, short=0,
         ttft=nothing, ttft_sent=nothing, e2e=nothing, tpot=nothing,
         uncounted=0, gap_p50_s=None, gap_p99_s=None, output_tokens_per_s=None, tokens_per_s=None,
         goodput=None,

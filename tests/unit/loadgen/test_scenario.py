@@ -103,6 +103,7 @@ def test_all_fields_are_read() -> None:
 def test_the_goals_of_a_tenant_are_read_and_described() -> None:
     scenario = made(HEAD + ONE + "    slo: {ttft_ms: 300, e2e_ms: 9000}\n")
     assert scenario.tenants[0].slo == Slo(ttft_ms=300.0, e2e_ms=9000.0)
+    assert "slo of gold: first token within 300 ms, last token within 9000 ms" in explain(scenario)
     assert "'slo': {'ttft_ms': 300.0, 'tpot_ms': None, 'e2e_ms': 9000.0}" in str(described(scenario))
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from loadgen import report
 from loadgen.records import Attempt, Outcome, TenantMeta
 from loadgen.scenario import Slo
 from loadgen.slo import time_per_token, verdict
 from loadgen.summary import EVERYONE, WHOLE, first_token, summarise
 from tests.support.loadgen_builders import attempt, run
+from tests.unit.loadgen.test_report import checked
 
 
 def test_the_time_per_token_is_from_the_first_to_the_last_token_by_the_engines_count() -> None:
@@ -77,6 +79,11 @@ def test_goodput_counts_requests_within_the_goals_of_their_tenants() -> None:
         assert cell.goodput.per_s.value == pytest.approx(0.6)
         assert cell.goodput.share is not None
         assert cell.goodput.share.value == pytest.approx(6 / 9)
+    told = report.text(made.meta, summary)
+    assert "goodput/s" in told
+    assert "66.67 %" in told
+    page = checked(report.html(made, summary))
+    assert "<h2>Goodput</h2>" in page
     spot = summary.cell("spot", WHOLE)
     assert spot is not None
     assert spot.goodput is None
@@ -90,6 +97,24 @@ def test_refusals_and_failures_are_counted_by_reason() -> None:
         attempt(3.0, None, outcome=Outcome.CUT),
     )
     cell = summarise(made).cells[0]
-    assert cell.refusals == {"overloaded": 1}
-    assert cell.failures == {"broken: stream ended early": 1, "cut": 1}
+    assert cell.refused_by == {"overloaded": 1}
+    assert cell.failed_by == {"broken: stream ended early": 1, "cut": 1}
     assert (cell.refused, cell.failed) == (1, 2)
+
+
+def test_columns_without_a_number_and_tables_without_goals_are_left_out() -> None:
+    made = run(attempt(1.0, None))
+    told = report.text(made.meta, summarise(made))
+    page = checked(report.html(made, summarise(made)))
+    for absent in ("TPOT", "goodput", "Goodput"):
+        assert absent not in told
+        assert absent not in page
+
+
+def test_an_open_interval_has_its_reason_in_the_report() -> None:
+    made = run(
+        *(attempt(float(at) / 10, 0.1 + at % 7 / 100) for at in range(99)), tenants=[TenantMeta("gold")]
+    )
+    for shown in (report.text(made.meta, summarise(made)), checked(report.html(made, summarise(made)))):
+        assert "TTFT p99 has no upper bound. gold: the run is worth about" in shown
+        assert "an upper bound of the P99 needs 368. Run longer" in shown

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import random
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadgen.engine.__main__ import make_parser, model_of
+from loadgen.engine.cores import Cores
 from loadgen.engine.metrics import Moment, page
+from loadgen.engine.model import Costs, Model
 from loadgen.engine.pace import Late, Pace
 from loadgen.engine.scheduler import limit_reached
-from loadgen.engine.sequence import State
+from loadgen.engine.sequence import Sequence, State
 from tests.unit.loadgen.engine.steps import Engine
 
 MOMENT = Moment(started_at=12.5, now=1000.0, clock=10.0)
@@ -164,3 +170,19 @@ def test_each_window_is_judged_by_itself() -> None:
 
     assert sum(each is not None for each in found) == 1
     assert pace.late_windows == 1
+
+
+async def test_a_running_engine_tells_of_late_steps() -> None:
+    told: list[Late] = []
+    # Between two looks at the clock, 0.3 s pass.
+    clock = map(float.__mul__, itertools.repeat(0.3), map(float, itertools.count()))
+    cores = Cores(Model(costs=Costs(step_s=0.001)), lambda: next(clock), random.Random(1), told.append)
+    sequence = Sequence(1, (1, 2, 3), 40)
+    running = asyncio.create_task(cores.run())
+    with cores.running([sequence], every_token=False) as changed:
+        await changed.wait()
+    running.cancel()
+
+    assert sequence.produced == 40
+    assert all(each.lost_s > 0 for each in told)
+    assert len(told) == cores.pace.late_windows > 0

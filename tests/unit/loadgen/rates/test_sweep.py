@@ -8,6 +8,7 @@ import math
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,10 +20,11 @@ from loadgen.rates.options import count, positive, rates, share
 from loadgen.rates.points import Point, point, pooled
 from loadgen.rates.steps import Steps, own_rate
 from loadgen.rates.sweep import sweep
-from loadgen.records import Attempt, Outcome
+from loadgen.records import Attempt, LoopDelay, Outcome, Stall
 from loadgen.run import Order
 from loadgen.scenario import Closed, Constant, Fixed, Poisson, Process, Scenario
 from loadgen.statistics import Estimate
+from loadgen.summary import WHOLE
 from tests.support.loadgen_builders import attempt, run, scenario, tenant
 from tests.unit.loadgen.rates.virtual import VirtualEngine
 
@@ -188,9 +190,13 @@ def test_a_point_names_the_reason_why_it_was_not_kept_up_with(
 
 
 def test_runs_of_one_rate_are_pooled_by_their_measured_times() -> None:
-    one = run(attempt(0.5, is_measured=False), attempt(3.0), warm_up_s=2.0, cool_down_s=2.0)
-    two = run(attempt(4.0), attempt(9.5), warm_up_s=2.0, cool_down_s=2.0)
+    measured: dict[str, Any] = {"warm_up_s": 2.0, "cool_down_s": 2.0}
+    stalls, loop = [Stall(1.0, 0.05), Stall(3.0, 0.04)], LoopDelay(WHOLE, 0.001, 0.002, 0.04)
+    one = run(attempt(0.5, is_measured=False), attempt(3.0), loop=[loop], stalls=stalls, **measured)
+    two = run(attempt(4.0), attempt(9.5), stalls=stalls, waited=0.2, ran=0.1, **measured)
     made = pooled([one, two])
+    assert made.meta.stalls == [Stall(1.0, 0.04), Stall(7.0, 0.04)]
+    assert (made.meta.loop, made.meta.waited, made.meta.ran) == ([loop], 0.2, 0.1)
     assert [(a.request, a.intended_s, a.end_s) for a in made.attempts] == [
         ("0:3.0", 1.0, 2.0), ("1:4.0", 8.0, 9.0),
     ]  # fmt: skip
@@ -209,8 +215,8 @@ def test_the_files_of_a_sweep_have_all_points_with_intervals(tmp_path: Path) -> 
     assert f"The report is {tmp_path / 'report.html'}" in told
     rows = list(csv.DictReader((tmp_path / report.TABLE).read_text().splitlines()))
     assert {(row["rate"], row["tenant"]) for row in rows} >= {("30.0", "spot"), ("1.0", "all tenants")}
-    (ttft,) = [r for r in rows if (r["rate"], r["tenant"], r["measure"]) == ("2.0", "gold", "TTFT p50")]
-    assert 0 < float(ttft["low"]) <= float(ttft["value"]) <= float(ttft["high"])
+    (rate,) = [r for r in rows if (r["rate"], r["tenant"], r["measure"]) == ("2.0", "gold", "tok/s")]
+    assert 0 < float(rate["low"]) <= float(rate["value"]) <= float(rate["high"])
     data = json.loads((tmp_path / report.DATA).read_bytes())
     assert (data["kind"], data["result"]["at"], len(data["points"])) == ("sweep", 2.0, 3)
     page = (tmp_path / report.REPORT).read_text()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenpool.entitlements import Quota, Window
 from tokenpool.quotas.budget import Budget, Exhausted, QuotaHold
 from tokenpool.quotas.messages import BudgetId, Scope, budget_id, parsed_key
-from tokenpool.quotas.quotas import Crossed, Quotas
+from tokenpool.quotas.quotas import MOST_ROWS, Crossed, Quotas
 from tokenpool.quotas.reference import ReferenceQuotaStore
 
 LIFETIME = 1.5
@@ -301,6 +301,53 @@ def test_a_changed_quota_keeps_its_spending() -> None:
     assert world.budget().settled == 10_100
     world.quotas[0].keep_only([])
     assert world.quotas[0].last_message() is None
+
+
+def test_a_message_has_a_part_of_many_budgets_and_all_are_stated_in_turn() -> None:
+    """One call with all of them would keep Redis from all other calls."""
+    world = World(sidecars=1)
+    [quotas] = world.quotas
+    many = 2 * MOST_ROWS + 100
+    budgets = [quotas.of(Scope.ENTITLEMENT, f"t{number}", (DAY,)) for number in range(many)]
+    for each in budgets:
+        assert quotas.cover(each, 10.0, world.now(0)) is None
+        quotas.begin_wait(each, 10.0)
+
+    sizes = []
+    while quotas.is_due:
+        message = quotas.message(world.now(0), is_regular=False)
+        assert message is not None
+        sizes.append(len(message.requests))
+        quotas.answered(message, world.store.exchange(message, world.at), world.now(0))
+    assert sizes == [MOST_ROWS] * 4  # the first ones again, because the store is another one than before
+    for each in budgets:
+        found = quotas.cover_waiting(each, 10.0, world.now(0))
+        assert isinstance(found, QuotaHold)
+        quotas.end_wait(each, 10.0)
+        found.settle(7.0)
+    for _ in range(3):
+        world.tick()
+
+    assert {state.spent for state in world.store.states(world.at)} == {7.0}
+    assert len(world.store.states(world.at)) == many
+
+
+def test_requests_that_wait_do_not_keep_other_budgets_from_being_stated() -> None:
+    world = World(sidecars=1)
+    [quotas] = world.quotas
+    for number in range(2 * MOST_ROWS):
+        [budget] = quotas.of(Scope.ENTITLEMENT, f"t{number}", (DAY,))
+        if number % 2:
+            quotas.begin_wait((budget,), 1.0)
+        else:
+            quotas.cover_at_once((budget,), 1.0, world.now(0))
+
+    message = quotas.message(world.now(0), is_regular=True)
+
+    assert message is not None
+    waiting = sum(request.needed > request.held for request in message.requests)
+    assert (waiting, len(message.requests)) == (MOST_ROWS // 2, MOST_ROWS)
+    assert quotas.is_due
 
 
 def test_a_sidecar_that_stops_returns_its_portions() -> None:
