@@ -124,7 +124,7 @@ def whole(where: Origin, response: http.client.HTTPResponse) -> bytes:
         raise CommandFailed(f"{where.url} ended its answer early; run the command again") from error
 
 
-_NOT_OURS = "it is not the admin port of a coordinator or sidecar"
+_NOT_OURS = "it is not the admin port of a coordinator (or of a sidecar, for 'tokenpool top')"
 
 
 def _connection(where: Origin, timeout_s: float) -> http.client.HTTPConnection:

@@ -37,6 +37,7 @@ from injector.app import Injector
 from injector.decisions import Reason as InjectorReason
 from injector.settings import Allow
 from injector.telemetry import Telemetry as InjectorTelemetry
+from loadgen.described import FIELDS as SCENARIO_FIELDS
 from runtime import options
 from runtime.build import BuildInfo
 from runtime.exposition import Family
@@ -200,6 +201,23 @@ def pool_file_page() -> str:
         "A guarantee, a ceiling and a replica name the dimensions "
         + ", ".join(f"`{each.value}`" for each in Dimension)
         + ". A dimension that a guarantee does not name is 0. A ceiling that does not name it has no bound.",
+    )
+
+
+# --- scenarios of loadgen ---
+
+
+def scenario_page() -> str:
+    """Every field of a scenario."""
+    rows = [(f"`{path}`", kind, default, meaning) for path, kind, default, meaning in SCENARIO_FIELDS]
+    return page(
+        "Scenarios of loadgen",
+        "`loadgen/described.py`",
+        "[loadgen](../loadgen.md) runs scenarios. `loadgen check FILE` validates one and explains it. The"
+        " first problem ends the reading: it names the line and the fix. Unknown and repeated fields are"
+        " errors.",
+        table(("field", "type and unit", "default", "meaning"), rows),
+        "Distributions of `output`, `later_input` and `later_output` have the fields of `input`.",
     )
 
 
@@ -479,6 +497,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "options.md": options_page,
     "commands.md": commands_page,
     "pool-file.md": pool_file_page,
+    "scenario.md": scenario_page,
     "metrics.md": metrics_page,
     "routes.md": routes_page,
     "errors.md": errors_page,

@@ -52,16 +52,15 @@ class GoalResult(msgspec.Struct, frozen=True):
     @property
     def is_certain(self) -> bool:
         """Whether the whole interval is on the same side of the bound as the measured value."""
-        if self.measured is None or self.measured.low is None or self.measured.high is None:
-            return False
+        ends = self.measured.ends if self.measured is not None else None
         holds = OPERATORS[self.operator]
-        return holds(self.measured.low, self.bound) == holds(self.measured.high, self.bound) == self.is_met
+        return ends is not None and all(holds(end, self.bound) == self.is_met for end in ends)
 
     @property
     def verdict(self) -> str:
         """The result in words."""
         said = "met" if self.is_met else "missed"
-        has_interval = self.measured is not None and self.measured.low is not None
+        has_interval = self.measured is not None and self.measured.ends is not None
         return f"{said}; the interval includes the goal" if has_interval and not self.is_certain else said
 
 

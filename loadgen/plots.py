@@ -35,8 +35,8 @@ class Series:
     colour: int = 0
     dash: int = 0
     width: float = 2.0
-    ranges: Sequence[tuple[float, float, float]] = ()
-    """Intervals as (place, low, high). With them, the points are drawn, too."""
+    ranges: Sequence[tuple[float, float | None, float | None]] = ()
+    """Intervals as (place, low, high); an unknown bound has no mark. With them, the points are drawn, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def curves(
 ) -> str:
     """Lines over time. ``unit`` is ``s`` for times, or else the unit of the values."""
     drawn_at = [v for one in series for _, v in one.points if v is not None]
-    drawn_at += [end for one in series for _, *ends in one.ranges for end in ends]
+    drawn_at += [end for one in series for _, *ends in one.ranges for end in ends if end is not None]
     values = [v for v in drawn_at if v > 0 or not is_log]
     if not values:
         return _empty(title)
@@ -306,12 +306,14 @@ def _curve(series: Series, x: _Scale, y: _Scale, unit: str, along: str) -> str:
 
 
 def _whiskers(series: Series, x: _Scale, y: _Scale) -> str:
-    ends = "".join(
-        f"M{x(at):.1f} {y(low):.1f}V{y(high):.1f}"
-        f"M{x(at) - 4:.1f} {y(low):.1f}h8M{x(at) - 4:.1f} {y(high):.1f}h8"
-        for at, low, high in series.ranges
-    )
-    return f'<path class="line {_class(series)}" stroke-width="1" d="{ends}"/>' if ends else ""
+    values = dict(series.points)
+    parts = [
+        f"M{x(at):.1f} {y(value):.1f}V{y(end):.1f}M{x(at) - 4:.1f} {y(end):.1f}h8"
+        for at, *ends in series.ranges
+        for end in ends
+        if end is not None and (value := values.get(at)) is not None
+    ]
+    return f'<path class="line {_class(series)}" stroke-width="1" d="{"".join(parts)}"/>' if parts else ""
 
 
 def _layer(

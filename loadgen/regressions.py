@@ -74,12 +74,9 @@ class RegressionResult(msgspec.Struct, frozen=True):
 
     @property
     def _overlap(self) -> bool:
-        one, other = self.before, self.after
-        if one is None or one.low is None or one.high is None:
-            return False
-        if other is None or other.low is None or other.high is None:
-            return False
-        return one.low <= other.high and other.low <= one.high
+        one = self.before.ends if self.before is not None else None
+        other = self.after.ends if self.after is not None else None
+        return one is not None and other is not None and one[0] <= other[1] and other[0] <= one[1]
 
     @property
     def written(self) -> str:

@@ -32,6 +32,13 @@ class Estimate(msgspec.Struct, frozen=True):
     reason: str = ""
     """The reason why a bound is missing."""
 
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The interval, with an unknown bound as infinite; ``None`` without any bound."""
+        if self.low is None and self.high is None:
+            return None
+        return -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
+
 
 def percentile(ordered: Sequence[float], share: float) -> float:
     """The smallest observed value that is not less than ``share`` of all. ``ordered`` is not empty."""

@@ -27,8 +27,8 @@ WAITED_OF_CPU = 0.75
 SHARE = 0.1
 """The part of a figure that may be the generator's own delay."""
 FLOOR_S = 0.004
-"""Delays up to this are not held against any figure. Quiet runs have 1 to 4 ms at p99: timers count
-milliseconds, and the tokens of one step of an engine arrive together."""
+"""Delays up to this are not held against any figure. Runs beside few other programs have 1 to 4 ms at p99:
+timers count milliseconds, and the tokens of one step of an engine arrive together."""
 STALLED = 0.001
 """The share of a phase that stalls may last. A 40 ms stall in 40 s."""
 TOUCHED = 0.005

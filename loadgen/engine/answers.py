@@ -45,6 +45,7 @@ class Answer(ABC):
         self._sent = [0] * len(sequences)
         self._unfinished = len(sequences)
         self._has_begun = False
+        self._interval = stamp.interval
 
     @property
     def is_complete(self) -> bool:
@@ -77,7 +78,7 @@ class Answer(ABC):
         self._has_begun = True
         for index, sequence in enumerate(self.sequences):
             sent, produced = self._sent[index], sequence.produced
-            if produced - sent >= self.stamp.interval or (
+            if produced - sent >= self._interval or (
                 produced > sent and (not sent or sequence.ending is not None)
             ):
                 self._sent[index] = produced

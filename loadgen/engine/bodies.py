@@ -36,6 +36,10 @@ class Body:
     def __contains__(self, name: str) -> bool:
         return name in self._content
 
+    def only(self, *names: str) -> Body:
+        """The body without all other fields, which the route ignores."""
+        return Body({name: self._content[name] for name in names if name in self._content}, self._where)
+
     def get(self, name: str) -> Any:
         """The unconverted value; ``None`` for a missing field."""
         return self._content.get(name)

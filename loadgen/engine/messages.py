@@ -21,9 +21,9 @@ def read_messages(body: Body, model: Model) -> Request:
     if bound <= 0:
         message = "Value error, max_tokens must be positive"
         raise invalid("value_error", "body.max_tokens", message, bound)
-    return read_work(
-        body, model, [_prompt(body, model)], bound, name=name, is_chat=True, tells_usage=body.flag("stream")
-    )
+    # As in vLLM, the route ignores n, priority, ignore_eos and the like.
+    known, prompt = body.only("stream"), _prompt(body, model)
+    return read_work(known, model, [prompt], bound, name=name, is_chat=True, tells_usage=known.flag("stream"))
 
 
 def read_count_tokens(body: Body, model: Model) -> int:

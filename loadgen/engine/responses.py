@@ -67,7 +67,9 @@ def read_responses(body: Body, model: Model) -> ResponsesRequest:
             param="response_id",
         )
     bound, prompt = body.whole_or_none("max_output_tokens"), prompt_tokens(chat_text(messages), model)
-    work = read_work(body, model, [prompt], bound, name=name, is_chat=True)
+    # As in vLLM, the route ignores n, min_tokens and stream_options.
+    known = body.only("stream", "priority", "ignore_eos")
+    work = read_work(known, model, [prompt], bound, name=name, is_chat=True)
     echo = {name: body.get(name) if body.get(name) is not None else _ECHOED[name] for name in _ECHOED}
     return ResponsesRequest(work, echo)
 

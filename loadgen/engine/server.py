@@ -13,7 +13,7 @@ from collections.abc import Sequence as Sequential
 from dataclasses import dataclass
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 
 from loadgen.engine.answers import Answer, OpenAIAnswer, Stamp
 from loadgen.engine.bodies import Body, Refused, read_body
@@ -78,7 +78,7 @@ class Server:
 
     def application(self) -> web.Application:
         """The aiohttp application."""
-        application = web.Application(client_max_size=64 << 20, middlewares=self._middlewares())
+        application = web.Application(client_max_size=64 << 20, middlewares=[self._guarded])
         generating = [
             web.post("/v1/chat/completions", self.chat),
             web.post("/v1/completions", self.completions),
@@ -267,61 +267,68 @@ class Server:
         length = None if asked.ignores_end else self._model.natural_length(self._chance)
         return None if length is None else max(length, asked.min_tokens)
 
-    def _middlewares(self) -> list[Middleware]:
-        chosen: list[Middleware] = [self._faulty, _refusals]
-        if self._access.keys:
-            chosen.insert(0, self._authorized)
-        if self._access.origins:
-            chosen.insert(0, self._shared)
-        return chosen
-
     @web.middleware
-    async def _faulty(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        drawn = self._faults.drawn(request.path, self._cores.clock())
-        if drawn is None:
-            return await handler(request)
-        return await injected(request, handler, drawn, self._faults, self._cores.clock)
-
-    @web.middleware
-    async def _authorized(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-        is_known = scheme.lower() == "bearer" and key in self._access.keys
-        if request.path.startswith("/v1") and request.method != hdrs.METH_OPTIONS and not is_known:
-            return _json({"error": "Unauthorized"}, status=401)
-        return await handler(request)
-
-    @web.middleware
-    async def _shared(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """CORS: a preflight's answer, and the header of others, which a stream needs before its start."""
-        origin, allowed = request.headers.get(hdrs.ORIGIN), self._access.origins
-        if origin is None:
-            return await handler(request)
-        told = {"access-control-allow-origin": "*"} if "*" in allowed else {}
-        if not told and origin in allowed:
-            told = {"access-control-allow-origin": origin, "vary": "Origin"}
-        if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
-            if not told:
-                return web.Response(status=400, text="Disallowed CORS origin")
-            methods = {"access-control-allow-methods": "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"}
-            asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS)
-            headers = {"access-control-allow-headers": asked} if asked else {}
-            return web.Response(
-                text="OK", headers=told | methods | headers | {"access-control-max-age": "600"}
-            )
-        request[CORS] = told
-        response = await handler(request)
-        if not response.prepared:
+    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """All that surrounds a route. One frame, because each token of a stream passes all of them."""
+        origin = request.headers.get(hdrs.ORIGIN)
+        told = None if origin is None else self._told(origin)
+        if told is not None:
+            if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
+                return _preflight(request, told)
+            request[CORS] = told
+        try:
+            if self._access.keys and not self._is_authorized(request):
+                response: web.StreamResponse = _json({"error": "Unauthorized"}, status=401)
+            elif (drawn := self._faults.drawn(request.path, self._cores.clock())) is not None:
+                response = await injected(request, handler, drawn, self._faults, self._cores.clock)
+            else:
+                response = await handler(request)
+        except Refused as refused:
+            response = _json(refused.body, status=refused.status)
+        except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
+            headers = {name: text for name, text in error.headers.items() if name.lower() == "allow"}
+            response = _json({"detail": error.reason}, status=error.status, headers=headers)
+        if told and not response.prepared:
             response.headers.update(told)
         return response
+
+    def _is_authorized(self, request: web.Request) -> bool:
+        scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        is_open = not request.path.startswith("/v1") or request.method == hdrs.METH_OPTIONS
+        return is_open or (scheme.lower() == "bearer" and key in self._access.keys)
+
+    def _told(self, origin: str) -> dict[str, str]:
+        """The CORS headers for an origin; none if its browsers may not read responses."""
+        if "*" in self._access.origins:
+            return {"access-control-allow-origin": "*"}
+        if origin in self._access.origins:
+            return {"access-control-allow-origin": origin, "vary": "Origin"}
+        return {}
 
 
 CORS = web.RequestKey("cors", dict[str, str])
 """The CORS headers of a response."""
 
 
+def _preflight(request: web.Request, told: Mapping[str, str]) -> web.Response:
+    """The answer to a browser's question whether it may send a request."""
+    if not told:
+        return web.Response(status=400, text="Disallowed CORS origin")
+    headers = {
+        **told,
+        "access-control-allow-methods": "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT",
+        "access-control-max-age": "600",
+    }
+    asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS)
+    if asked:
+        headers["access-control-allow-headers"] = asked
+    return web.Response(text="OK", headers=headers)
+
+
 async def _ended(sequences: Sequential[Sequence], changed: asyncio.Event) -> None:
     while any(sequence.ending is None for sequence in sequences):
-        await _next(changed)
+        await changed.wait()
+        changed.clear()
 
 
 async def _stream(request: web.Request, answer: Answer, changed: asyncio.Event) -> web.StreamResponse:
@@ -344,7 +351,8 @@ async def _write(
 ) -> None:
     fault = stream.fails
     while fault is None or answer.sent < fault.tokens:
-        await _next(changed)
+        await changed.wait()
+        changed.clear()
         events = answer.events()
         if answer.is_complete:
             await response.write(stream.changed(events + answer.last_events(), is_last=True))
@@ -360,11 +368,6 @@ async def _write(
     await response.write_eof()
 
 
-async def _next(changed: asyncio.Event) -> None:
-    await changed.wait()
-    changed.clear()
-
-
 def _json(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """JSON in vLLM's format: compact, with a content type without a charset."""
     body = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
@@ -375,14 +378,3 @@ def _json(content: object, *, status: int = 200, headers: Mapping[str, str] | No
 
 async def _body(request: web.Request) -> Body:
     return read_body(request.content_type, await request.read())
-
-
-@web.middleware
-async def _refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except Refused as refused:
-        return _json(refused.body, status=refused.status)
-    except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
-        headers = {name: text for name, text in error.headers.items() if name.lower() == "allow"}
-        return _json({"detail": error.reason}, status=error.status, headers=headers)

@@ -3,7 +3,8 @@
 The knee is the rate with the largest power: served requests per second, divided by their mean latency
 (Kleinrock, 1979). Below it, a higher rate costs little latency; above it, latency grows faster than the rate.
 A line from the origin touches the curve of latency over rate there. Only rates that the server keeps up with,
-below the first that it does not keep up with, take part.
+below the first that it does not keep up with, take part. A run in which the generator did not keep up says
+nothing about the server. It is left out, unless there is no other at a higher rate.
 """
 
 from __future__ import annotations
@@ -41,10 +42,17 @@ def ascending(points: Sequence[Point]) -> list[Point]:
     return sorted(points, key=lambda point: point.rate)
 
 
+def telling(points: Sequence[Point]) -> list[Point]:
+    """The points by rate, without unreliable ones that have a reliable one above them."""
+    found = ascending(points)
+    highest = max((index for index, point in enumerate(found) if point.is_reliable), default=-1)
+    return [point for index, point in enumerate(found) if point.is_reliable or index > highest]
+
+
 def sustained(points: Sequence[Point]) -> list[Point]:
     """The points below the first rate that was not kept up with, by rate."""
     found: list[Point] = []
-    for point in ascending(points):
+    for point in telling(points):
         if not point.keeps_up:
             break
         found.append(point)
@@ -54,7 +62,7 @@ def sustained(points: Sequence[Point]) -> list[Point]:
 def find(points: Sequence[Point]) -> Knee:
     """The knee of a curve."""
     kept = sustained(points)
-    failed = next((point for point in ascending(points) if not point.keeps_up), None)
+    failed = next((point for point in telling(points) if not point.keeps_up), None)
     fails_at, fails_by = (failed.rate, failed.obstacle) if failed is not None else (None, "")
     able = [point for point in kept if point.power is not None]
     if not able:

@@ -2,7 +2,7 @@
 
 The first rate is the scenario's own. It doubles until the server does not keep up, or halves until it does.
 Then the widest gap beside the knee, or below the limit, is halved on a logarithmic scale, until all of them
-are narrower than the resolution.
+are narrower than the resolution. No rate is run twice.
 """
 
 from __future__ import annotations
@@ -30,4 +30,6 @@ def next_rate(points: Sequence[Point], first: float, resolution: float) -> float
     if index > 0:
         gaps.add((rates[index - 1], rates[index]))
     low, high = max(gaps, key=lambda gap: (gap[1] / gap[0], -gap[0]))
-    return math.sqrt(low * high) if high / low > (1 + resolution) * (1 + 1e-9) else None
+    between = math.sqrt(low * high)
+    is_known = any(math.isclose(point.rate, between) for point in points)
+    return between if high / low > (1 + resolution) * (1 + 1e-9) and not is_known else None

@@ -46,9 +46,9 @@ def gathered(steps: Steps, result: Result) -> report.Results:
     first = min((run.meta for run in runs), key=lambda meta: meta.started)
     notes = [] if not steps.is_interrupted else ["Interrupted; the last run is not included."]
     notes += [
-        f"At {point.rate:.4g} requests/s: this run {text}."
+        f"At {point.rate:.4g} requests/s: this run {complaint}."
         for point in points
-        for text in point.summary.complaints
+        for complaint in point.summary.complaints
     ]
     return report.Results(
         kind=result.kind,

@@ -12,7 +12,7 @@ import msgspec
 from loadgen import words
 from loadgen.page import page, plots, warning
 from loadgen.plots import Band, Frame, Mark, Series, curves
-from loadgen.rates.knee import ascending
+from loadgen.rates.knee import ascending, telling
 from loadgen.rates.points import Point, kept_up
 from loadgen.records import Machine, Outcome
 from loadgen.statistics import Estimate
@@ -116,7 +116,7 @@ def html(results: Results) -> str:
         *(f"<p>{escape(line)}</p>" for line in rest),
         *map(warning, results.notes),
         "<h2>Latency over rate</h2>",
-        _note("Lines at the points: the 95 % confidence interval. Shaded: rates that were not kept up with."),
+        _note(_CURVES_NOTE),
         plots(_figures(results, points), pairs=True),
         "<h2>In numbers</h2>",
         words.html_table(_HEAD, [_row(point) for point in points], _NUMBERS_NOTE, left=0),
@@ -127,6 +127,10 @@ def html(results: Results) -> str:
     return page(title, parts)
 
 
+_CURVES_NOTE = (
+    "Lines at the points: the 95 % confidence interval; no mark where there are too few requests for a "
+    "bound. Shaded: rates from the first that was not kept up with."
+)
 _NUMBERS_NOTE = (
     "All tenants together. Rates are requests per second, as planned. Small: the 95 % confidence interval; ? "
     "where there are too few requests to bound it. The folder of each run has its own report."
@@ -168,8 +172,8 @@ def _figures(results: Results, points: Sequence[Point]) -> list[str]:
 
 def _frame(results: Results, points: Sequence[Point]) -> Frame:
     until = points[-1].rate * 1.05
-    failed = [point for point in points if not point.keeps_up]
-    bands = (Band("not kept up with", failed[0].rate, until),) if failed else ()
+    failed = next((point for point in telling(points) if not point.keeps_up), None)
+    bands = (Band("not kept up with", failed.rate, until),) if failed is not None else ()
     marks = tuple(Mark(name, at) for name, at in results.marks)
     return Frame(until, bands, marks, axis="requests per second", unit=_RATE_UNIT, marked=results.marked)
 
@@ -191,11 +195,7 @@ def _line(
 
 def _series(name: str, made: Sequence[tuple[float, Estimate | None]], colour: int) -> Series:
     values = [(at, one.value if one is not None else None) for at, one in made]
-    ranges = [
-        (at, one.value if one.low is None else one.low, one.value if one.high is None else one.high)
-        for at, one in made
-        if one is not None
-    ]
+    ranges = [(at, one.low, one.high) for at, one in made if one is not None]
     return Series(name, values, colour, width=1.5, ranges=ranges)
 
 

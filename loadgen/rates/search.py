@@ -2,8 +2,9 @@
 
 The rate doubles until a goal is not met, or halves until all of them are. Then the gap between the highest
 rate that certainly meets the goals and the next one is halved on a logarithmic scale. A rate is repeated with
-another seed while the 95 % interval of a goal includes its bound, up to a number of runs. If it still does,
-the rate does not count as met. Where no rate is certain, as with few requests, the measured values decide.
+another seed while the 95 % interval of a goal includes its bound, or while no run of it is reliable, up to a
+number of runs. If it still does, the rate does not count as met. Where no rate is certain, as with few
+requests, the measured values decide.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Verdict(StrEnum):
     @property
     def is_certain(self) -> bool:
         """Whether another run would not change it, at 95 % confidence."""
-        return self not in (Verdict.LIKELY_MET, Verdict.LIKELY_MISSED)
+        return self in (Verdict.MET, Verdict.MISSED)
 
 
 _HARD = (Verdict.LIKELY_MISSED, Verdict.MISSED, Verdict.UNRELIABLE)

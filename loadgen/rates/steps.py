@@ -47,7 +47,10 @@ class Steps:
         self._started_s = self.clock()
 
     def step(self, rate: float) -> Point | None:
-        """Run once at a rate, and return the point of all its runs; ``None`` if the run was interrupted."""
+        """Run once at a rate, and return the point of all its runs; ``None`` if the run was interrupted.
+
+        A run in which the generator did not keep up is left out if there is another.
+        """
         began = self.clock()
         run = self.perform(self._order_of(rate))
         self._longest_s = max(self._longest_s, self.clock() - began)
@@ -55,7 +58,8 @@ class Steps:
             self.is_interrupted = True
             return None
         self.runs.setdefault(rate, []).append(run)
-        self.points[rate] = point(rate, self.runs[rate])
+        reliable = [each for each in self.runs[rate] if not each.meta.complaints]
+        self.points[rate] = point(rate, reliable or self.runs[rate])
         return self.points[rate]
 
     def has_time(self, most_s: float) -> bool:

@@ -113,7 +113,7 @@ async def closing(request: web.Request) -> web.Response:
 @pytest.mark.parametrize(
     ("handler", "words"),
     [
-        (missing, "not the admin port"),
+        (missing, "not the admin port of a coordinator (or of a sidecar, for 'tokenpool top')"),
         (page, "not the admin port"),
         (full, "32 browsers"),
         (nonsense, "/live/events: JSON"),

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from docs import generate
+from loadgen.described import FIELDS as SCENARIO_FIELDS
+from loadgen.fields import ScenarioError
+from loadgen.reading import parse as parse_scenario
 from tokenpool.poolfile.described import FIELDS
 from tokenpool.poolfile.problems import PoolFileError
 from tokenpool.poolfile.reading import parse
@@ -70,4 +73,64 @@ def test_the_pool_file_page_lists_the_fields_that_are_read(mapping: str) -> None
     listed = [path.removeprefix(mapping) for path, *_ in FIELDS if path.startswith(mapping)]
     assert set(fix.removeprefix("use one of ").split(", ")) == {
         each for each in listed if not set(each) & set(".[")
+    }
+
+
+def of_tenant(field: str) -> str:
+    """A scenario with one tenant that has this field."""
+    head = "name: a\nmodel: b\nduration_s: 1\ntenants: [{name: x"
+    others = {"arrivals": "{poisson: {rate: 1}}", "input": "1", "output": "1"}
+    given = [f"{name}: {value}" for name, value in others.items() if not field.startswith(f"{name}:")]
+    return f"{head}, {', '.join(given)}, {field}}}]\n"
+
+
+def nested(*names: str) -> str:
+    """A field with an unknown field in its innermost mapping."""
+    text = f"{{{UNKNOWN}: 1}}"
+    for name in reversed(names[1:]):
+        text = f"{{{name}: {text}}}"
+    return f"{names[0]}: {text}"
+
+
+ARRIVALS = ("constant", "poisson", "bursty", "gamma", "ramp", "on_off", "closed")
+TRACES = ("azure", "burstgpt", "mooncake", "sharegpt", "lines")
+SCENARIO_MAPPINGS = {
+    "": f"{UNKNOWN}: 1",
+    "tenants[].": of_tenant(f"{UNKNOWN}: 1"),
+    "phases[].": of_tenant("starts_s: 0") + f"phases: [{{{UNKNOWN}: 1}}]",
+    "faults[].": of_tenant("starts_s: 0") + f"faults: [{{{UNKNOWN}: 1}}]",
+    "tokenizer.": of_tenant("starts_s: 0") + f"tokenizer: {{{UNKNOWN}: 1}}",
+    **{f"tenants[].arrivals.{kind}.": of_tenant(nested("arrivals", kind)) for kind in ARRIVALS},
+    **{f"tenants[].trace.{form}.": of_tenant(nested("trace", form)) for form in TRACES},
+    **{
+        f"tenants[].input.{kind}.": of_tenant(nested("input", kind))
+        for kind in ("uniform", "normal", "lognormal")
+    },
+    **{
+        f"tenants[].{name}.": of_tenant(nested(name))
+        for name in ("slo", "prefix", "retries", "cancel", "conversation")
+    },
+}
+"""A scenario with an unknown field, for the path of each mapping."""
+
+
+@pytest.mark.parametrize("mapping", SCENARIO_MAPPINGS)
+def test_the_scenario_page_lists_the_fields_that_are_read(mapping: str) -> None:
+    with pytest.raises(ScenarioError) as raised:
+        parse_scenario(SCENARIO_MAPPINGS[mapping], "s.yaml", {}, Path())
+
+    known = str(raised.value).partition("use one of ")[2].split(", ")
+    listed = [path.removeprefix(mapping) for path, *_ in SCENARIO_FIELDS if path.startswith(mapping)]
+    assert set(known) == {each for each in listed if not set(each) & set(".[")}
+
+
+@pytest.mark.parametrize("kind", ["arrivals", "input", "trace"])
+def test_the_scenario_page_lists_the_kinds_of_arrivals_and_lengths(kind: str) -> None:
+    with pytest.raises(ScenarioError) as raised:
+        parse_scenario(of_tenant(f"{kind}: {{}}"), "s.yaml", {}, Path())
+
+    known = str(raised.value).partition("write exactly one of ")[2].split(", ")
+    start = f"tenants[].{kind}."
+    assert set(known) == {
+        path.removeprefix(start).partition(".")[0] for path, *_ in SCENARIO_FIELDS if path.startswith(start)
     }

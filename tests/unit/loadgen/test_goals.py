@@ -109,6 +109,8 @@ def result(
         ((0.4, 0.35, 0.5), "missed"),
         ((0.4, 0.2, 0.5), "missed; the interval includes the goal"),
         ((0.4, None, None), "missed"),
+        ((0.4, 0.35, None), "missed"),  # the unknown bound is above
+        ((0.2, 0.1, None), "met; the interval includes the goal"),
         ((None, None, None), "missed"),
     ],
 )
@@ -184,6 +186,13 @@ def test_a_regression_that_cannot_be_read_names_the_fix(text: str, told: str) ->
         ),
         ("ttft.p99>+10%", Estimate(1.0, 0.9, 1.1), Estimate(1.5, 1.4, 1.6), "+50.0 %", "failed"),
         ("ttft.p99>+10%", None, Estimate(1.2), "-", "failed: nothing measured"),
+        (
+            "ttft.p99>+10%",
+            Estimate(1.0, 0.9, None),
+            Estimate(1.2, 1.1, 1.3),
+            "+20.0 %",
+            "failed; the intervals overlap",
+        ),
         ("failed.count>+10%", Estimate(0.0), Estimate(2.0), "+ from 0", "failed"),
         ("failed.count>+10%", Estimate(0.0), Estimate(0.0), "+0.0 %", "passed"),
     ],

@@ -124,6 +124,14 @@ def test_responses_are_refused_like_in_vllm(fields: dict[str, object], status: i
     assert words in str(caught.value.body)
 
 
+def test_fields_that_a_route_does_not_have_are_ignored() -> None:
+    ignored = {"n": 2, "min_tokens": 3, "stream_options": {"include_usage": True}}
+
+    assert message(**ignored, priority=5, ignore_eos=True) == message()
+    assert response(**ignored).work == response().work
+    assert response(ignore_eos=True).work.ignores_end
+
+
 def finished(engine: Engine, asked: Any, **fields: Any) -> Any:
     sequence = engine.add(asked.prompts[0], asked.bounds[0], **fields)
     engine.run()

@@ -40,6 +40,25 @@ def searched(truth: Callable[[float], Verdict], first: float = 1.0, most_runs: i
     raise AssertionError("the search does not end")
 
 
+def test_a_rate_without_a_reliable_run_is_repeated_and_bounds_the_search() -> None:
+    search = searched(lambda rate: Verdict.UNRELIABLE if rate > 5 else Verdict.MET)
+    assert search.met is not None
+    assert search.met <= 5 < search.above
+    assert search.runs[search.above] == 3
+    assert search.missed is None
+
+
+def test_a_run_in_which_the_generator_failed_is_left_out_if_another_did_not(tmp_path: Path) -> None:
+    engine = VirtualEngine(8, complaints_from=0.0)
+    steps = Steps(Order(world(60.0), ["http://a"], tmp_path, "test"), engine.perform, engine.clock)
+    first = steps.step(2.0)
+    engine.complaints_from = math.inf
+    second = steps.step(2.0)
+    assert first is not None
+    assert second is not None
+    assert (first.is_reliable, second.is_reliable, second.runs) == (False, True, 1)
+
+
 def met_until(limit: float) -> Callable[[float], Verdict]:
     return lambda rate: Verdict.MET if rate <= limit else Verdict.MISSED
 

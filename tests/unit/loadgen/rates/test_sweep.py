@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 
 from loadgen.fields import ScenarioError
+from loadgen.plots import Frame, Series, curves
 from loadgen.rates import knee, outcome, report
 from loadgen.rates.ladder import next_rate
 from loadgen.rates.options import count, positive, rates, share
@@ -145,6 +147,19 @@ def test_a_curve_may_have_no_knee() -> None:
     assert knee.told(none) == ["The knee lies below the lowest rate, 2 requests/s (60% not served)."]
 
 
+def spoilt(rate: float) -> Point:
+    """A point whose generator did not keep up."""
+    return msgspec.structs.replace(at(rate, 1.0, "the generator did not keep up"), is_reliable=False)
+
+
+def test_an_unreliable_run_is_left_out_unless_it_is_the_highest() -> None:
+    among = knee.find([at(1), spoilt(2), at(4, 2.0), at(8, 1.0, "60% not served")])
+    assert (among.at, among.fails_at) == (4, 8)
+    highest = knee.find([at(1), at(2, 2.0), spoilt(4), spoilt(8)])
+    assert (highest.at, highest.fails_at, highest.fails_by) == (2, 4, "the generator did not keep up")
+    assert next_rate([at(1, 2.0), spoilt(2), at(4, 1.0, "x")], 1.0, 0.2) is None  # 2 is between 1 and 4
+
+
 def test_a_knee_of_short_runs_has_no_interval() -> None:
     short = msgspec.structs.replace(at(1), power=Estimate(0.5))
     found = knee.find([short, at(2, 2.0), at(4, 1.0, "x")])
@@ -270,3 +285,13 @@ def test_wrong_options_are_named(read: Callable[[str], object], text: str, error
     with pytest.raises(ArgumentTypeError) as raised:
         read(text)
     assert error in str(raised.value)
+
+
+def test_an_interval_is_drawn_to_its_known_bounds() -> None:
+    series = [Series("p99", [(1.0, 2.0), (2.0, 3.0)], ranges=[(1.0, 1.0, 4.0), (2.0, 2.5, None)])]
+    drawn = curves("curve", series, Frame(2.0, axis="requests per second", unit="requests/s"), unit="s")
+    (wide, *_) = drawn.split("</svg>")
+    assert wide.count('class="point c0"') == 2
+    (whiskers,) = re.findall(r'stroke-width="1" d="([^"]*)"', wide)
+    assert whiskers.count("h8") == 3
+    assert "p99: 3 s at 2 requests/s" in drawn
