@@ -18,6 +18,7 @@ from loadgen.fields import ScenarioError
 from loadgen.rates.options import add_capacity_options, add_sweep_options
 from loadgen.records import RunUnreadable, TenantMeta
 from loadgen.scenario import Scenario, faster, lasting, unmeasured
+from loadgen.tls import Tls
 from runtime.build import add_version
 
 if TYPE_CHECKING:
@@ -126,6 +127,12 @@ def _add_order(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="send the same requests from N processes, for loads beyond one core (default: 1)",
     )
+    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="PEM file of the authorities of servers")
+    parser.add_argument(
+        "--tls-cert", type=Path, metavar="FILE", help="PEM file with the client's certificate"
+    )
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM file with the certificate's key")
+    parser.add_argument("--tls-insecure", action="store_true", help="accept any certificate of a server")
     _add_changes(parser)
 
 
@@ -235,8 +242,9 @@ def _order(arguments: argparse.Namespace, asked: Sequence[Goal] = ()) -> Order:
     scenario = _scenario(arguments)
     _check_order(scenario, arguments)
     goals.check(asked, [TenantMeta(tenant.name, tenant.tier, tenant.slo) for tenant in scenario.tenants])
-    uvloop.run(probe(scenario, arguments.url))
-    scenario, notes = uvloop.run(prepare(scenario, arguments.url[0]))
+    tls = Tls(arguments.tls_ca, arguments.tls_cert, arguments.tls_key, arguments.tls_insecure)
+    uvloop.run(probe(scenario, arguments.url, tls=tls.context()))
+    scenario, notes = uvloop.run(prepare(scenario, arguments.url[0], tls=tls.context()))
     return Order(
         scenario,
         arguments.url,
@@ -246,6 +254,7 @@ def _order(arguments: argparse.Namespace, asked: Sequence[Goal] = ()) -> Order:
         arguments.allow_faults,
         ["loadgen", *sys.argv[1:]],
         notes,
+        tls=tls,
     )
 
 

@@ -55,7 +55,7 @@ def recipient(tenant: Tenant) -> Recipient:
 class Client:
     """The connections of a run: one for each request in flight.
 
-    ``tls`` is for ``https`` URLs; ``None`` verifies certificates with the system's authorities.
+    ``tls`` is for ``https`` URLs; ``True`` verifies certificates with the system's authorities.
     """
 
     def __init__(
@@ -63,15 +63,13 @@ class Client:
         urls: list[str],
         timeout_s: float,
         clock: Callable[[], float],
-        tls: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | bool = True,
     ) -> None:
         self._urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
         self._timeout_s = timeout_s
         self._clock = clock
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=60, ssl=tls if tls is not None else True
-            ),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ssl=tls),
             timeout=_UNTIMED,
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=1 << 20,

@@ -6,6 +6,7 @@ Nothing here runs while requests are sent.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -22,11 +23,13 @@ _SAMPLE = 8
 """Prompts of each tenant that are counted, to check the lengths."""
 
 
-async def prepare(scenario: Scenario, url: str) -> tuple[Scenario, list[str]]:
+async def prepare(
+    scenario: Scenario, url: str, *, tls: ssl.SSLContext | bool = True
+) -> tuple[Scenario, list[str]]:
     """The scenario with exact lengths, and sentences for the report. Raises ``ScenarioError``."""
     if scenario.tokenizer is None:
         return scenario, _trace_notes(scenario)
-    async with counting(scenario, url) as counter:
+    async with counting(scenario, url, tls) as counter:
         return await prepared(scenario, counter)
 
 

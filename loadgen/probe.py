@@ -8,6 +8,7 @@ they serve. A server that is only busy or starting passes. So does a refused key
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ _FIXES = {
     "connection refused": "start the server, or correct the port",
     "unknown host": "correct the host name",
     "no connection": "check the address and the network",
-    "TLS error": "correct the scheme (http or https), or name the certificate's authority in SSL_CERT_FILE",
+    "TLS error": "correct the scheme (http or https), or name the certificate's authority with --tls-ca",
     "invalid HTTP": "check that an HTTP server listens there; it may need https",
     "connection closed without a response": "check that an HTTP server listens there; it may need https",
     "connection reset": "check that an HTTP server listens there; it may need https",
@@ -50,10 +51,16 @@ class Reply:
     content: bytes = b""
 
 
-async def probe(scenario: Scenario, urls: Iterable[str], timeout_s: float = TIMEOUT_S) -> None:
+async def probe(
+    scenario: Scenario,
+    urls: Iterable[str],
+    timeout_s: float = TIMEOUT_S,
+    tls: ssl.SSLContext | bool = True,
+) -> None:
     """Ask all servers at the same time, each for at most ``timeout_s``. Raises ``ServerUnusable``."""
     timeout = aiohttp.ClientTimeout(total=timeout_s)
-    async with aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session:
+    connector, jar = aiohttp.TCPConnector(ssl=tls), aiohttp.DummyCookieJar()
+    async with aiohttp.ClientSession(timeout=timeout, cookie_jar=jar, connector=connector) as session:
         asks = [_probe(session, scenario, url) for url in dict.fromkeys(urls)]
         problems = [problem for problem in await asyncio.gather(*asks) if problem]
     if problems:

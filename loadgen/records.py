@@ -130,6 +130,8 @@ class TenantMeta(msgspec.Struct, frozen=True):
     name: str
     tier: str = ""
     slo: Slo | None = None
+    ignores_eos: bool = True
+    """Whether its responses should have the requested length."""
 
 
 class Machine(msgspec.Struct, frozen=True):

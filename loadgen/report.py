@@ -47,7 +47,7 @@ def notes(meta: Meta, summary: Summary) -> list[str]:
     if not summary.served:
         found.insert(0, nothing_served(summary))
     totals = [cell for cell in summary.cells if cell.phase == WHOLE and cell.tenant != EVERYONE]
-    if short := sum(cell.short for cell in totals):
+    if short := _short(meta, summary, ignores_eos=True):
         found.append(f"{short} responses were shorter than requested: the engine does not obey ignore_eos.")
     if bounds := sum(cell.bounds for cell in totals):
         found.append(
@@ -63,6 +63,12 @@ def notes(meta: Meta, summary: Summary) -> list[str]:
     found += [f"{count} reads of {url} failed." for url, count in meta.unread_states.items()]
     failed = [fault for fault in meta.faults if fault.result != "done"]
     return found + [f"The fault '{fault.what}' {fault.result}." for fault in failed]
+
+
+def _short(meta: Meta, summary: Summary, *, ignores_eos: bool) -> int:
+    """Responses shorter than requested, of the tenants that ask the engine to ignore their end or do not."""
+    tenants = {tenant.name for tenant in meta.tenants if tenant.ignores_eos is ignores_eos}
+    return sum(cell.short for cell in summary.cells if cell.phase == WHOLE and cell.tenant in tenants)
 
 
 def nothing_served(summary: Summary) -> str:
@@ -100,13 +106,17 @@ def text(meta: Meta, summary: Summary, judged: Sequence[GoalResult] = ()) -> str
     lag = (
         f"sent {words.seconds(meta.lag_p50_s)} late at p50, {words.seconds(meta.lag_p99_s)} at p99; "
         f"{''.join(f'event loop {_delay(each)}; ' for each in meta.loop[:1])}"
-        f"the generator used {meta.cpu:.0%} of a core"
+        f"{_generator(meta)} used {meta.cpu:.0%} of a core"
     )
     warnings = [f"! {note}" for note in notes(meta, summary)]
     results = [words.text_table(_SLO_HEAD, slos)] if (slos := _slo_rows(summary)) else []
     results += [words.text_table(goals.HEAD, goals.rows(judged))] if judged else []
     remarks = [*_remarks(meta, summary), *failures.text(summary.failures)]
     return "\n".join([words.text_table((*_HEAD, *columns), rows), lag, *results, *remarks, *warnings])
+
+
+def _generator(meta: Meta) -> str:
+    return f"the busiest of {meta.processes} processes" if meta.processes > 1 else "the generator"
 
 
 def _remarks(meta: Meta, summary: Summary) -> list[str]:
@@ -118,6 +128,8 @@ def _remarks(meta: Meta, summary: Summary) -> list[str]:
     totals = [cell for cell in summary.cells if cell.phase == WHOLE and cell.tenant != EVERYONE]
     if cancelled := sum(cell.ended(Outcome.CANCELLED) for cell in totals):
         found.append(f"{cancelled} requests were cancelled by their clients, as the scenario says.")
+    if short := _short(meta, summary, ignores_eos=False):
+        found.append(f"{short} responses were shorter than requested, as the model chose.")
     tails = [(cell.tenant, cell.ttft.p99) for cell in totals if cell.ttft.p99 is not None]
     if open_ := [f"{name}: {p99.reason}." for name, p99 in tails if p99.high is None]:
         found.append(
@@ -383,7 +395,8 @@ def _setup(meta: Meta) -> str:
             f"{_delay(each)}, {words.seconds(each.max_s)} most ({each.phase})" for each in meta.loop
         )
         or "not measured",
-        "generator": f"{meta.cpu:.0%} of a core; it waited for a core for {meta.waited:.1%} of the run",
+        "generator": f"{_generator(meta)} used {meta.cpu:.0%} of a core; it waited for a core for "
+        f"{meta.waited:.1%} of the run",
         "faults": "; ".join(f"{d.what} at {d.at_s:.1f} s: {d.result}" for d in meta.faults) or "none",
     }
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())

@@ -50,6 +50,7 @@ from loadgen.records import (
 from loadgen.sampling import Sampler
 from loadgen.scenario import LONGEST_WAIT_S, Closed, Conversation, Retries, Scenario, Tenant
 from loadgen.statistics import percentile
+from loadgen.tls import Tls
 from loadgen.trust import complaints
 
 HEAD_START_S = 0.05
@@ -74,6 +75,7 @@ class Order:
     """Sentences of the preparation for the report."""
     part: Part = WHOLE
     """The requests that this process sends."""
+    tls: Tls = Tls()
 
 
 def backoff(retries: Retries, attempt: int, asked_s: float | None, jitter: float) -> float:
@@ -98,7 +100,7 @@ class Runner:
         self._lines = Lines(order.out / REQUESTS)
         self._state_lines = Lines(order.out / STATE)
         states = order.states if order.part.is_first else []
-        self._sampler = Sampler(states, self._state_lines, self.now)
+        self._sampler = Sampler(states, self._state_lines, self.now, order.tls.context())
         self._requests: set[asyncio.Task[object]] = set()
         self._error: BaseException | None = None
         self._in_flight = 0
@@ -140,7 +142,9 @@ class Runner:
         faults = scenario.faults if self._order.faults and self._order.part.is_first else ()
         beside += [asyncio.create_task(inflict(fault, self.now, self._fault_results)) for fault in faults]
         began = self.now(), *delays.scheduled()
-        async with Client(self._order.urls, scenario.timeout_s, self.now) as self._client:
+        async with Client(
+            self._order.urls, scenario.timeout_s, self.now, self._order.tls.context()
+        ) as self._client:
             await self._unless_stopped(asyncio.create_task(self._arrive_and_drain()))
             ended = self.now()
             now = ended, *delays.scheduled()
@@ -317,7 +321,7 @@ class Runner:
             drain_s=scenario.drain_s,
             ended_s=ended,
             is_interrupted=self.is_stopped,
-            tenants=[TenantMeta(tenant.name, tenant.tier, tenant.slo) for tenant in scenario.tenants],
+            tenants=[TenantMeta(t.name, t.tier, t.slo, t.ignore_eos) for t in scenario.tenants],
             phases=self._phases,
             faults=self._fault_results,
             urls=order.urls,

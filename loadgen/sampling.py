@@ -6,6 +6,7 @@ An unreadable page is a gap in the curves, not an error. The functions that pars
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -88,8 +89,15 @@ def _metrics(text: str) -> dict[str, float]:
 class Sampler:
     """Reads every page twice a second until cancelled."""
 
-    def __init__(self, urls: list[str], lines: Lines, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        urls: list[str],
+        lines: Lines,
+        clock: Callable[[], float],
+        tls: ssl.SSLContext | bool = True,
+    ) -> None:
         self._urls = urls
+        self._tls = tls
         self._lines = lines
         self._clock = clock
         self.unread = dict.fromkeys(urls, 0)
@@ -100,7 +108,8 @@ class Sampler:
         if not self._urls:
             return
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        connector = aiohttp.TCPConnector(ssl=self._tls)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             await asyncio.gather(*(self._watch(session, url) for url in self._urls))
 
     async def _watch(self, session: aiohttp.ClientSession, url: str) -> None:

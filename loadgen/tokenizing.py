@@ -6,6 +6,7 @@ The engine counts what it adds, such as its chat template. A file does not know 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import NoReturn, Protocol
@@ -105,7 +106,7 @@ class FileCounter:
 
 
 @asynccontextmanager
-async def counting(scenario: Scenario, url: str) -> AsyncIterator[Counter]:
+async def counting(scenario: Scenario, url: str, tls: ssl.SSLContext | bool = True) -> AsyncIterator[Counter]:
     """What counts for a scenario with a tokenizer. The first key of its tenants is used."""
     assert scenario.tokenizer is not None, "only a scenario with a tokenizer counts tokens"
     if scenario.tokenizer.file:
@@ -113,5 +114,5 @@ async def counting(scenario: Scenario, url: str) -> AsyncIterator[Counter]:
         return
     key = next((tenant.key for tenant in scenario.tenants if tenant.key is not None), None)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_TIMEOUT_S, sock_read=_TIMEOUT_S)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls), timeout=timeout) as session:
         yield EngineCounter(session, url, scenario.model, key)

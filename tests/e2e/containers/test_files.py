@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from loadgen import reading
+from loadgen.__main__ import _parser
 from tests.support.programs import program
 from tokenpool.poolfile.reading import parse
 
@@ -199,6 +200,23 @@ def mounted() -> Iterator[Path]:
 
 def test_every_mounted_file_exists_and_is_read_only() -> None:
     assert [path for path in mounted() if not path.exists()] == []
+
+
+def test_the_load_test_is_a_valid_command_outside_the_default_profile() -> None:
+    assert SERVICES["loadgen"]["profiles"] == ["loadgen"]
+    made = loadgen_command(LOADGEN_SCENARIO="mine.yaml", LOADGEN_PROCESSES="4")
+    assert (made.scenario, made.processes) == (Path("/etc/tokenpool/mine.yaml"), 4)
+    made = loadgen_command()
+    assert (made.scenario, made.processes) == (Path("/etc/tokenpool/overload.yaml"), 1)
+    assert (ROOT / "docker" / "loadgen" / made.scenario.name).exists()
+    assert made.url == ["http://front:8080"]
+    assert made.out == Path("/out/run")
+
+
+def loadgen_command(**environment: str) -> Any:
+    service = read_by_compose(**environment)["services"]["loadgen"]
+    assert service["entrypoint"] == ["loadgen"]
+    return _parser().parse_args(service["command"])
 
 
 def test_the_pool_file_has_the_keys_of_the_overload_scenario() -> None:

@@ -225,7 +225,7 @@ async def test_a_certificate_of_an_unknown_authority_ends_before_the_run(tmp_pat
         status, _, errors = await ran(tmp_path, url)
         assert status == 1
         assert f"{url} cannot be reached: TLS error" in errors
-        assert "SSL_CERT_FILE" in errors
+        assert "--tls-ca" in errors
         status, _, errors = await ran(tmp_path, url.replace("https", "http"))
         assert status == 1
         assert "it may need https" in errors

@@ -195,6 +195,25 @@ def test_the_table_for_the_terminal_has_warnings_below() -> None:
     assert "! 3 reads of http://x failed." in told
 
 
+def test_short_responses_are_a_warning_unless_the_model_may_end_them() -> None:
+    tenants = [TenantMeta("gold"), TenantMeta("spot", ignores_eos=False)]
+    attempts = [attempt(float(n), tenant=name, tokens=3) for n, name in enumerate(("gold", "spot", "spot"))]
+    made = run(*attempts, tenants=tenants)
+    told = report.text(made.meta, summarise(made)).splitlines()
+    assert "! 1 responses were shorter than requested: the engine does not obey ignore_eos." in told
+    assert "2 responses were shorter than requested, as the model chose." in told
+
+
+@pytest.mark.parametrize(
+    ("processes", "words"),
+    [(1, "the generator used 20%"), (3, "the busiest of 3 processes used 20% of a core")],
+)
+def test_the_use_of_cores_is_that_of_the_busiest_process(processes: int, words: str) -> None:
+    made = busy(processes=processes)
+    assert words in report.text(made.meta, summarise(made))
+    assert ("busiest of 3" in report.html(made, summarise(made))) is (processes == 3)
+
+
 def test_capacity_is_the_coordinators_or_the_sidecars_sum() -> None:
     sidecars = [Sample(0.2, f"http://s{i}", "sidecar", {"tokens_per_second": 100.0}) for i in range(3)]
     assert report.capacity_points(sidecars) == [(0.5, 300.0)]
