@@ -125,6 +125,7 @@ def _order(arguments: argparse.Namespace, asked: Sequence[Goal] = ()) -> Order:
     import uvloop  # noqa: PLC0415
 
     from loadgen import goals  # noqa: PLC0415
+    from loadgen.preparing import prepare  # noqa: PLC0415
     from loadgen.probe import probe  # noqa: PLC0415
     from loadgen.run import Order  # noqa: PLC0415
 
@@ -133,6 +134,7 @@ def _order(arguments: argparse.Namespace, asked: Sequence[Goal] = ()) -> Order:
     goals.check(asked, [TenantMeta(tenant.name, tenant.tier, tenant.slo) for tenant in scenario.tenants])
     tls = Tls(arguments.tls_ca, arguments.tls_cert, arguments.tls_key, arguments.tls_insecure)
     uvloop.run(probe(scenario, arguments.url, tls=tls.context()))
+    scenario, notes = uvloop.run(prepare(scenario, arguments.url[0], tls=tls.context()))
     return Order(
         scenario,
         arguments.url,
@@ -141,6 +143,7 @@ def _order(arguments: argparse.Namespace, asked: Sequence[Goal] = ()) -> Order:
         arguments.state,
         arguments.allow_faults,
         ["loadgen", *sys.argv[1:]],
+        notes,
         tls=tls,
     )
 
