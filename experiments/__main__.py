@@ -36,6 +36,7 @@ from experiments import (
     soak,
     usage,
     what_if,
+    workloads,
 )
 from experiments.attacks import KINDS
 from loadgen.records import machine, versions
@@ -55,6 +56,7 @@ SEPARATE = {
     "quotas": quotas.main,
     "usage": usage.main,
     "what-if": what_if.main,
+    "workloads": workloads.main,
 }
 """Experiments with options of their own. The name is the first argument."""
 

@@ -37,6 +37,14 @@ _TOP = (
         "Token ids have exact lengths. Text has about the length that `tokens_per_byte` says.",
     ),
     Described("tokens_per_byte", "number above 0", "0.25", "The tokens of a byte of text."),
+    Described(
+        "tokenizer",
+        "`engine`, or a mapping",
+        "none",
+        "Makes texts of exact lengths: by `/tokenize` of the engine, or by a file "
+        "([exact lengths](../workloads.md#exact-lengths)).",
+    ),
+    Described("tokenizer.file", "path", REQUIRED, "A `tokenizer.json`, for the library `tokenizers`."),
     Described("timeout_s", f"{_S}, above 0", "120", "The time limit of an attempt."),
     Described("drain_s", _S, "`timeout_s`", "The time limit for answers after the last arrival."),
     Described(
@@ -60,14 +68,22 @@ _TOP = (
 )
 _TENANT = (
     Described("tenants[].name", "text", REQUIRED, "Names are unique."),
-    Described("tenants[].arrivals", "one of the mappings below", REQUIRED, "When requests are due."),
+    Described(
+        "tenants[].arrivals", "one of the mappings below", "the times of `trace`", "When requests are due."
+    ),
+    Described(
+        "tenants[].trace",
+        "one of the mappings below",
+        "none",
+        "The requests of a file, instead of drawn ones ([recorded workloads](../workloads.md)).",
+    ),
     Described(
         "tenants[].input",
         _LENGTHS,
-        "required without `replay`",
+        "required without `trace`",
         "The length of prompts; of conversations, the new tokens of each turn.",
     ),
-    Described("tenants[].output", _LENGTHS, "required without `replay`", "The length of answers."),
+    Described("tenants[].output", _LENGTHS, "required without `trace`", "The length of answers."),
     Described("tenants[].key", _SECRET, "none", "The API key. No result contains it."),
     Described("tenants[].tier", "text", "none", "For the report and for goals."),
     Described("tenants[].slo", "mapping", "none", "The goals of each request, for goodput. At least one."),
@@ -173,9 +189,42 @@ _ARRIVALS = (
     Described("tenants[].arrivals.on_off.off_s", f"{_S}, above 0", REQUIRED, "The pause."),
     Described("tenants[].arrivals.closed.workers", "1 to 100000", REQUIRED, "Each waits for its answer."),
     Described("tenants[].arrivals.closed.think_s", _S, "0", "The pause of a worker after an answer."),
-    Described(
-        "tenants[].arrivals.replay.file", "path", REQUIRED, "A trace of JSON lines: `at`, `input`, `output`."
+)
+_TRACE_COMMON = (
+    ("file", "path", REQUIRED, "Plain, or packed as `.gz`."),
+    ("most_input", "tokens, at least 1", "none", "Longer prompts are cut; longer texts are left out."),
+    ("most_output", "tokens, at least 1", "none", "Longer answers are cut."),
+    ("most_requests", "at least 1", "all", "The number of requests to read."),
+)
+_TRACE_TIMES = (
+    ("start_s", _S, "0", "The start of the part, in seconds of the trace."),
+    ("duration_s", f"{_S}, above 0", "to the end", "Its duration, in seconds of the trace."),
+    ("speed", "number above 0", "1", "Divides all gaps."),
+    ("rate", _RATE, "none", "The mean rate, instead of `speed`."),
+    ("lengths", "number above 0", "1", "Multiplies all lengths."),
+)
+_TRACE_OWN = {
+    "azure": _TRACE_TIMES,
+    "burstgpt": (
+        *_TRACE_TIMES,
+        ("model", "text", "all", "Only requests to this model."),
+        ("log_type", "text", "all", "Only requests of this log type."),
     ),
+    "mooncake": _TRACE_TIMES,
+    "sharegpt": (
+        (
+            "turns",
+            "`first`, `each`, `conversation`",
+            "`first`",
+            "The first question, each question with what is before it, or the whole conversation.",
+        ),
+    ),
+    "lines": _TRACE_TIMES,
+}
+_TRACES = tuple(
+    Described(f"tenants[].trace.{form}.{name}", *rest)
+    for form, own in _TRACE_OWN.items()
+    for name, *rest in (*_TRACE_COMMON, *own)
 )
 _DISTRIBUTIONS = (
     Described("tenants[].input.fixed", "tokens, at least 1", REQUIRED, "As a plain number."),
@@ -208,4 +257,4 @@ _LISTS = (
     ),
     Described("faults[].pid_file", "path", "required with `signal`", "The file with the process's id."),
 )
-FIELDS = (*_TOP, *_TENANT, *_ARRIVALS, *_DISTRIBUTIONS, *_LISTS)
+FIELDS = (*_TOP, *_TENANT, *_ARRIVALS, *_TRACES, *_DISTRIBUTIONS, *_LISTS)

@@ -24,6 +24,7 @@ def notes(meta: Meta, summary: Summary) -> list[str]:
             f"{bounds} requests received no token; their waiting times count as times to first token, "
             "as lower bounds."
         )
+    found += [*meta.notes, *summary.notes]
     if uncounted := sum(cell.uncounted for cell in totals):
         found.append(
             f"{uncounted} streams had no usage of the engine; they have no time per output token, and each "

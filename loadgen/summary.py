@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from loadgen import intervals, trust
+from loadgen import intervals, prompt_lengths, trust
 from loadgen.failures import Failure, failures
 from loadgen.records import FAILED, REFUSED, Attempt, Meta, Outcome, Run
 from loadgen.slo import time_per_token, verdict
@@ -128,6 +128,8 @@ class Summary(msgspec.Struct, frozen=True):
     cells: list[Cell]
     failures: list[Failure] = []
     """The reasons of attempts that were not served, the most frequent first."""
+    notes: list[str] = []
+    """Findings about the requests, in sentences."""
 
     @property
     def served(self) -> int:
@@ -223,6 +225,7 @@ def summarise(run: Run) -> Summary:
         fairness=jain(totals),
         cells=cells,
         failures=failures(run.attempts),
+        notes=prompt_lengths.findings(run),
     )
 
 

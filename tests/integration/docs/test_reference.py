@@ -92,13 +92,16 @@ def nested(*names: str) -> str:
     return f"{names[0]}: {text}"
 
 
-ARRIVALS = ("constant", "poisson", "bursty", "gamma", "ramp", "on_off", "closed", "replay")
+ARRIVALS = ("constant", "poisson", "bursty", "gamma", "ramp", "on_off", "closed")
+TRACES = ("azure", "burstgpt", "mooncake", "sharegpt", "lines")
 SCENARIO_MAPPINGS = {
     "": f"{UNKNOWN}: 1",
     "tenants[].": of_tenant(f"{UNKNOWN}: 1"),
     "phases[].": of_tenant("starts_s: 0") + f"phases: [{{{UNKNOWN}: 1}}]",
     "faults[].": of_tenant("starts_s: 0") + f"faults: [{{{UNKNOWN}: 1}}]",
+    "tokenizer.": of_tenant("starts_s: 0") + f"tokenizer: {{{UNKNOWN}: 1}}",
     **{f"tenants[].arrivals.{kind}.": of_tenant(nested("arrivals", kind)) for kind in ARRIVALS},
+    **{f"tenants[].trace.{form}.": of_tenant(nested("trace", form)) for form in TRACES},
     **{
         f"tenants[].input.{kind}.": of_tenant(nested("input", kind))
         for kind in ("uniform", "normal", "lognormal")
@@ -121,7 +124,7 @@ def test_the_scenario_page_lists_the_fields_that_are_read(mapping: str) -> None:
     assert set(known) == {each for each in listed if not set(each) & set(".[")}
 
 
-@pytest.mark.parametrize("kind", ["arrivals", "input"])
+@pytest.mark.parametrize("kind", ["arrivals", "input", "trace"])
 def test_the_scenario_page_lists_the_kinds_of_arrivals_and_lengths(kind: str) -> None:
     with pytest.raises(ScenarioError) as raised:
         parse_scenario(of_tenant(f"{kind}: {{}}"), "s.yaml", {}, Path())
