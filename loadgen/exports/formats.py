@@ -1,4 +1,4 @@
-"""The formats of ``--export``: names, files, and their writing."""
+"""Writes the formats of ``--export``."""
 
 from __future__ import annotations
 
@@ -7,23 +7,19 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.exports import guidellm, vllm_bench
+from loadgen.exports import FILES, guidellm, vllm_bench
 from loadgen.exports.measured import Measured, measured
 from loadgen.records import Run
 from loadgen.summary import Summary
 
-FORMATS: dict[str, Callable[[Measured, Summary], dict[str, object]]] = {
+_MAKERS: dict[str, Callable[[Measured, Summary], dict[str, object]]] = {
     "vllm-bench": vllm_bench.result,
     "guidellm": lambda made, _: guidellm.report(made),
 }
-"""The name of each format, which is that of its file, and its content."""
 
 
-def write(folder: Path, run: Run, summary: Summary, names: Iterable[str]) -> list[Path]:
-    """Write a run in each of these formats; returns the files."""
-    made, written = measured(run), []
+def write(folder: Path, run: Run, summary: Summary, names: Iterable[str]) -> None:
+    """Write a run into its folder in each of these formats of `exports.FORMATS`."""
+    made = measured(run)
     for name in names:
-        path = folder / f"{name}.json"
-        path.write_bytes(msgspec.json.encode(FORMATS[name](made, summary)))
-        written.append(path)
-    return written
+        (folder / FILES[name]).write_bytes(msgspec.json.encode(_MAKERS[name](made, summary)))
