@@ -8,7 +8,6 @@ sequences counts as earlier than it was. A file that ends in ``.gz`` is unpacked
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,20 +18,23 @@ from urllib.parse import urlencode
 
 from cli import admin_port
 from cli.command import CommandFailed
+from loadgen.fields import ScenarioError
+from loadgen.workloads import azure
+from loadgen.workloads.rows import content
 from runtime.options import Origin
 from simulation.setup import Recorded
 
 _NAMES = {
-    "time": ("time", "timestamp"),
-    "input": ("input_tokens", "contexttokens"),
-    "output": ("output_tokens", "generatedtokens"),
-    "cached": ("cached_tokens",),
-    "queue": ("queue_s",),
-    "running": ("sequence_seconds",),
-    "entitlement": ("entitlement",),
-    "pool": ("pool",),
+    "time": "time",
+    "input": "input_tokens",
+    "output": "output_tokens",
+    "cached": "cached_tokens",
+    "queue": "queue_s",
+    "running": "sequence_seconds",
+    "entitlement": "entitlement",
+    "pool": "pool",
 }
-"""The accepted names of each column, in lower case. The second ones are those of Azure's traces."""
+"""The name of each column, in lower case."""
 _REQUIRED = ("time", "input", "output")
 
 
@@ -82,10 +84,19 @@ def _in_order(parts: Sequence[Row], pool: str) -> list[Recorded]:
 
 def _rows(path: Path, entitlement: str) -> Iterator[Row]:
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except gzip.BadGzipFile as error:
-        raise CommandFailed(f"{path}: {error}") from error
-    yield from _parsed(raw.decode("utf-8-sig"), path, entitlement)
+        if azure.is_trace(path):
+            yield from _azure(path, entitlement)
+        else:
+            yield from _parsed(content(path).decode("utf-8-sig"), path, entitlement)
+    except ScenarioError as error:
+        raise CommandFailed(str(error)) from error
+
+
+def _azure(path: Path, entitlement: str) -> Iterator[Row]:
+    if not entitlement:
+        raise CommandFailed(f"{path}: a trace names no entitlement; give it as ENTITLEMENT={path}")
+    for row in azure.read(path):
+        yield Row(row.at_s, "", Recorded(0.0, entitlement, row.input_tokens, row.output_tokens, 0))
 
 
 def _parsed(text: str, path: Path, entitlement: str) -> Iterator[Row]:
@@ -103,10 +114,10 @@ def _parsed(text: str, path: Path, entitlement: str) -> Iterator[Row]:
 def _columns(path: Path, heads: list[str], entitlement: str) -> dict[str, int]:
     """The place of each column that is known."""
     lower = [head.strip().lower() for head in heads]
-    found = {column: lower.index(name) for column, names in _NAMES.items() for name in names if name in lower}
+    found = {column: lower.index(name) for column, name in _NAMES.items() if name in lower}
     missing = [column for column in _REQUIRED if column not in found]
     if missing:
-        wanted = ", ".join(_NAMES[column][0] for column in missing)
+        wanted = ", ".join(_NAMES[column] for column in missing)
         raise CommandFailed(f"{path}:1: there is no column {wanted}; the first row must name the columns")
     if "entitlement" not in found and not entitlement:
         raise CommandFailed(

@@ -36,8 +36,10 @@ from experiments import (
     soak,
     usage,
     what_if,
+    workloads,
 )
 from experiments.attacks import KINDS
+from experiments.instruments import command as instruments
 from loadgen.records import machine, versions
 from toolbox.processes import module
 
@@ -50,11 +52,13 @@ SOAK = "soak"
 EVERY = (*WHAT, SOAK)
 SEPARATE = {
     "coverage": coverage.main,
+    "instruments": instruments.main,
     "one-pool": one_pool.main,
     "prefix-caches": prefix_caches.main,
     "quotas": quotas.main,
     "usage": usage.main,
     "what-if": what_if.main,
+    "workloads": workloads.main,
 }
 """Experiments with options of their own. The name is the first argument."""
 

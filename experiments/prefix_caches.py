@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gzip
 import json
 import random
 import shlex
@@ -24,7 +23,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import uvloop
@@ -39,11 +37,15 @@ from loadgen.endpoints.dialect import bearer
 from loadgen.endpoints.openai import COMPLETIONS
 from loadgen.prompts import token_ids
 from loadgen.records import Attempt, Outcome
+from loadgen.scenario import Trace, Traced
+from loadgen.workloads import mooncake
+from loadgen.workloads.prefix_hits import best_share
+from loadgen.workloads.rows import Row
 from toolbox.percentiles import percentile
 
 OUT = Path(__file__).parent.parent / "out" / "prefix_caches"
-BLOCK, SCALE = 512, 16
-"""The tokens per id in the trace, and the divisor of all lengths."""
+SCALE = 16
+"""The divisor of all lengths."""
 SHAPE = Shape(replicas=4, slots=8, tokens=21, step_s=0.02)
 """The mean response of the trace has 343 / 16 tokens."""
 ENGINE = (
@@ -54,25 +56,6 @@ ENGINE = (
 TIMEOUT_S = 60.0
 TENANT = "a"
 PLACEMENTS = ("random", "router")
-
-
-class Row(msgspec.Struct):
-    """One line of the trace."""
-
-    timestamp: float
-    """Milliseconds."""
-    input_length: int
-    output_length: int
-    hash_ids: list[int]
-
-
-class Request(NamedTuple):
-    """One request of the replay."""
-
-    at_s: float
-    ids: tuple[int, ...]
-    input_tokens: int
-    output_tokens: int
 
 
 @dataclass(frozen=True)
@@ -98,24 +81,17 @@ class Result:
     there beyond those expected at the first replica, and the error."""
 
 
-def read(path: Path) -> list[Row]:
-    """The trace: JSON lines, compressed with gzip or not."""
-    content = path.read_bytes()
-    lines = (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()
-    return [msgspec.json.decode(text, type=Row) for text in lines if text.strip()]
-
-
-def requests(rows: Sequence[Row], count: int, rate: float, seed: int) -> list[Request]:
+def requests(rows: Sequence[Row], count: int, rate: float, seed: int) -> list[Traced]:
     """About ``count`` requests of whole conversations, at ``rate`` per second on average."""
     kept = [row for row in rows if _draw(row, seed) < count / len(rows)]
-    span_ms = kept[-1].timestamp - kept[0].timestamp
-    factor = len(kept) / rate / span_ms if span_ms else 0.0
+    span = kept[-1].at_s - kept[0].at_s
+    factor = len(kept) / rate / span if span else 0.0
     return [
-        Request(
-            (row.timestamp - kept[0].timestamp) * factor,
-            tuple(row.hash_ids),
-            max(row.input_length // SCALE, 1),
-            max(row.output_length // SCALE, 1),
+        Traced(
+            (row.at_s - kept[0].at_s) * factor,
+            max(row.input_tokens // SCALE, 1),
+            max(row.output_tokens // SCALE, 1),
+            row.blocks,
         )
         for row in kept
     ]
@@ -123,24 +99,17 @@ def requests(rows: Sequence[Row], count: int, rate: float, seed: int) -> list[Re
 
 def _draw(row: Row, seed: int) -> float:
     """A number from 0 to 1 that all requests of a conversation share. All prompts begin with the same id."""
-    conversation = row.hash_ids[1] if len(row.hash_ids) > 1 else row.timestamp
+    conversation = row.blocks[1] if len(row.blocks) > 1 else row.at_s
     return random.Random(f"{seed} {conversation}").random()
 
 
-def best_hit_rate(replayed: Sequence[Request]) -> float:
-    """The share of prompt tokens that one unbounded cache holds. Engines keep whole blocks of 16 tokens."""
-    seen: set[int] = set()
-    hits = 0
-    for request in replayed:
-        known = next((n for n, id_ in enumerate(request.ids) if id_ not in seen), len(request.ids))
-        hits += min(known * (BLOCK // SCALE), (request.input_tokens - 1) // 16 * 16)
-        seen.update(request.ids)
-    return hits / sum(request.input_tokens for request in replayed)
-
-
-def body(request: Request) -> bytes:
+def body(request: Traced) -> bytes:
     """The body of a request."""
-    ids = [token for id_ in request.ids for token in token_ids(BLOCK // SCALE, "block", str(id_), seed=0)]
+    ids = [
+        token
+        for id_ in request.blocks
+        for token in token_ids(mooncake.BLOCK // SCALE, "block", str(id_), seed=0)
+    ]
     fields = {
         "model": MODEL,
         "prompt": msgspec.Raw(b"[" + b",".join(ids[: request.input_tokens]) + b"]"),
@@ -161,20 +130,20 @@ class Router:
         self._seen: dict[int, int] = {}
         """The replica of each id."""
 
-    def place(self, request: Request) -> int:
+    def place(self, request: Traced) -> int:
         """The replica of the deepest known id. New conversations go to a random one."""
         chosen = self._chance.randrange(self._replicas)
         # All prompts share the first id, so it says nothing.
-        for id_ in reversed(request.ids[1:]):
+        for id_ in reversed(request.blocks[1:]):
             if id_ in self._seen:
                 chosen = self._seen[id_]
                 break
-        self._seen.update(dict.fromkeys(request.ids, chosen))
+        self._seen.update(dict.fromkeys(request.blocks, chosen))
         return chosen
 
 
 async def replay(
-    replayed: Sequence[Request], urls: Sequence[str], place: Callable[[Request], int]
+    replayed: Sequence[Traced], urls: Sequence[str], place: Callable[[Traced], int]
 ) -> list[Attempt]:
     """Send all requests at their times, and return them when all have ended."""
     attempts, zero = [], time.monotonic()
@@ -199,7 +168,7 @@ async def replay(
 
 
 def measure(
-    replayed: Sequence[Request], placement: str, options: Sequence[str], seed: int, out: Path
+    replayed: Sequence[Traced], placement: str, options: Sequence[str], seed: int, out: Path
 ) -> Result:
     """Start a pool with empty caches, and replay the requests once."""
     chance = random.Random(f"{seed} placement")
@@ -226,7 +195,7 @@ def measure(
         len(served),
         dict(Counter(why(attempt) for attempt in attempts if attempt.outcome is not Outcome.SERVED)),
         hits / asked if asked else 0.0,
-        best_hit_rate(replayed),
+        best_share(Trace("", tuple(replayed), mooncake.BLOCK // SCALE)),
         percentile(firsts, 0.5),
         percentile(firsts, 0.99),
         counts.finished,
@@ -274,7 +243,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     placements = arguments.placement.split(",")
     if unknown := [name for name in placements if name not in PLACEMENTS]:
         parser.error(f"{unknown[0]!r} is not a placement; choose from {', '.join(PLACEMENTS)}")
-    replayed = requests(read(arguments.trace), arguments.requests, arguments.rate, arguments.seed)
+    replayed = requests(
+        list(mooncake.read(arguments.trace)), arguments.requests, arguments.rate, arguments.seed
+    )
     options, out, results = shlex.split(arguments.options), Path(arguments.out), []
     print(HEAD, flush=True)
     for placement in placements:

@@ -18,9 +18,6 @@ how far a single replica is from it.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -30,6 +27,7 @@ from pathlib import Path
 from statistics import NormalDist, fmean, median, pstdev
 from typing import NamedTuple
 
+from loadgen.workloads import azure, mooncake
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.pricing.cost import Ask, EngineShape, Pricer, Usage
 from tokenpool.pricing.learned_costs import PREFIX_BYTES
@@ -123,31 +121,29 @@ def mix(seed: int, requests: int) -> Iterator[Drawn]:
         yield draw(chance, chance.randrange(len(TEMPLATES)))
 
 
-def azure(folder: Path) -> Iterator[Drawn]:
+def azure_traces(folder: Path) -> Iterator[Drawn]:
     """The requests of both Azure traces, in the order of their times."""
-    rows: list[tuple[str, str, int, int]] = []
-    for name in ("code", "conv"):
-        with gzip.open(folder / f"azure-llm-2023-{name}.csv.gz", "rt") as file:
-            for row in csv.DictReader(file):
-                rows.append((row["TIMESTAMP"], name, int(row["ContextTokens"]), int(row["GeneratedTokens"])))
+    rows = [
+        (row.at_s, name, row.input_tokens, row.output_tokens)
+        for name in ("code", "conv")
+        for row in azure.read(folder / f"azure-llm-2023-{name}.csv.gz")
+    ]
     for _, name, tokens, output in sorted(rows):
         ask = Ask(text_bytes=tokens * BYTES_PER_TOKEN, target=TARGET, prefixes=(ord(name[2]),))
         yield Drawn(name, ask, Usage(tokens, output))
 
 
-def mooncake(folder: Path) -> Iterator[Drawn]:
+def mooncake_trace(folder: Path) -> Iterator[Drawn]:
     """The requests of Mooncake's conversations. A prefix has the blocks that lie in it, or begin in it."""
-    with gzip.open(folder / "mooncake-conversation.jsonl.gz", "rt") as file:
-        for line in file:
-            row = json.loads(line)
-            size = row["input_length"] * BYTES_PER_TOKEN
-            prefixes = tuple(
-                hash(tuple(row["hash_ids"][: -(-length // (512 * BYTES_PER_TOKEN))])) & (1 << 56) - 1
-                for length in PREFIX_BYTES
-                if size >= length
-            )
-            ask = Ask(text_bytes=size, target=TARGET, prefixes=prefixes)
-            yield Drawn("conversation", ask, Usage(row["input_length"], row["output_length"]))
+    for row in mooncake.read(folder / "mooncake-conversation.jsonl.gz"):
+        size = row.input_tokens * BYTES_PER_TOKEN
+        prefixes = tuple(
+            hash(row.blocks[: -(-length // (mooncake.BLOCK * BYTES_PER_TOKEN))]) & (1 << 56) - 1
+            for length in PREFIX_BYTES
+            if size >= length
+        )
+        ask = Ask(text_bytes=size, target=TARGET, prefixes=prefixes)
+        yield Drawn("conversation", ask, Usage(row.input_tokens, row.output_tokens))
 
 
 @dataclass
@@ -310,8 +306,8 @@ def run(sizes: Sizes, seed: int, traces: Path | None) -> Result:
     """Measure all workloads. Without a folder of traces only the mix of templates."""
     workloads = {"ten templates": list(mix(seed, sizes.requests))}
     if traces is not None:
-        workloads["Azure, code and conversations"] = list(azure(traces))
-        workloads["Mooncake, conversations"] = list(mooncake(traces))
+        workloads["Azure, code and conversations"] = list(azure_traces(traces))
+        workloads["Mooncake, conversations"] = list(mooncake_trace(traces))
     return Result(
         {
             name: (measure(requests, by_prefix=True), measure(requests, by_prefix=False))

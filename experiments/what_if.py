@@ -15,20 +15,20 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gzip
 import json
 import random
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.processes import MODEL, backends, finished, load, sidecars
 from loadgen.records import Outcome
 from loadgen.records import load as read_run
+from loadgen.workloads import azure
+from loadgen.workloads.selection import Selection, select
 from toolbox.processes import module
 
 OUT = Path(__file__).parent.parent / "out" / "what_if"
@@ -107,27 +107,17 @@ class Result:
 def trace(folder: Path, sizes: Sizes, seed: int) -> Iterator[Request]:
     """The requests of all tenants, in the order of each trace."""
     chance = random.Random(seed)
-    end = sizes.from_s + sizes.seconds * sizes.rate
+    part = Selection(
+        start_s=sizes.from_s,
+        duration_s=sizes.seconds * sizes.rate,
+        speed=sizes.rate,
+        lengths=sizes.lengths,
+    )
     for name, file in FILES.items():
-        tenants = {tenant: part for tenant, (source, part, _) in TENANTS.items() if source == name}
-        for at, inputs, outputs in _rows(folder / file):
-            if sizes.from_s <= at < end:
-                tenant = chance.choices(list(tenants), list(tenants.values()))[0]
-                yield Request(
-                    tenant,
-                    (at - sizes.from_s) / sizes.rate,
-                    max(round(inputs * sizes.lengths), 1),
-                    max(round(outputs * sizes.lengths), 1),
-                )
-
-
-def _rows(path: Path) -> Iterator[tuple[float, int, int]]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        start = None
-        for row in csv.DictReader(lines):
-            at = datetime.fromisoformat(row["TIMESTAMP"]).timestamp()
-            start = at if start is None else start
-            yield at - start, int(row["ContextTokens"]), int(row["GeneratedTokens"])
+        tenants = {tenant: share for tenant, (source, share, _) in TENANTS.items() if source == name}
+        for traced in select(azure.read(folder / file), part, folder / file, file).requests:
+            tenant = chance.choices(list(tenants), list(tenants.values()))[0]
+            yield Request(tenant, traced.at_s, traced.input_tokens, traced.output_tokens)
 
 
 def run(folder: Path, sizes: Sizes, seed: int, out: Path) -> Result:
@@ -199,7 +189,7 @@ def _write(out: Path, requests: Sequence[Request], sizes: Sizes) -> Files:
                 for _, at, inputs, outputs in own
             )
         )
-        lines += f"  - {{name: {name}, key: {name}-key, arrivals: {{replay: {{file: {name}.jsonl}}}}}}\n"
+        lines += f"  - {{name: {name}, key: {name}-key, trace: {{lines: {{file: {name}.jsonl}}}}}}\n"
     files.scenario.write_text(lines)
     with files.records.open("w", newline="", encoding="utf-8") as target:
         writer = csv.writer(target)

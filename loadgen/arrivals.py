@@ -27,6 +27,7 @@ from loadgen.scenario import (
     Replay,
     Scenario,
     Tenant,
+    Traced,
 )
 
 
@@ -40,6 +41,8 @@ class Request:
     has_prefix: bool
     is_cancelled: bool = False
     """Whether the client ends it, as the tenant's ``cancel`` says."""
+    traced: Traced | None = None
+    """Its origin in the tenant's trace, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def stream(seed: int, *names: str) -> random.Random:
 def arrivals(scenario: Scenario, tenant: Tenant, seed: int) -> Iterator[Arrival]:
     """The open-loop arrivals of a tenant, in order. A closed loop has none: see `requests`."""
     if isinstance(tenant.process, Replay):
-        yield from _replayed(scenario, tenant, tenant.process, seed)
+        yield from _replayed(scenario, tenant, seed)
         return
     moments = warped(segments(scenario, tenant), _gaps(tenant.process, stream(seed, tenant.name, "moments")))
     for at, request in zip(moments, requests(tenant, seed), strict=False):
@@ -89,18 +92,26 @@ def arrivals(scenario: Scenario, tenant: Tenant, seed: int) -> Iterator[Arrival]
 
 def requests(tenant: Tenant, seed: int, worker: str = "") -> Iterator[Request]:
     """The endless sequence of requests of a tenant, or of one worker of a closed loop."""
-    inputs, outputs, prefixes, cancels = (
-        stream(seed, tenant.name, worker, what) for what in ("input", "output", "prefix", "cancel")
-    )
+    prefixes, cancels = (stream(seed, tenant.name, worker, what) for what in ("prefix", "cancel"))
     share, cancelled = _prefix_share(tenant), _cancelled_share(tenant)
-    for number in itertools.count():
+    for number, (inputs, outputs, traced) in enumerate(_sizes(tenant, seed, worker)):
         yield Request(
-            number,
-            draw(tenant.input, inputs),
-            draw(tenant.output, outputs),
-            prefixes.random() < share,
-            cancels.random() < cancelled,
+            number, inputs, outputs, prefixes.random() < share, cancels.random() < cancelled, traced
         )
+
+
+def _sizes(tenant: Tenant, seed: int, worker: str) -> Iterator[tuple[int, int, Traced | None]]:
+    """The input and output of each request. The workers of a closed loop share a trace among them."""
+    if tenant.trace is not None:
+        first, step = 0, 1
+        if worker and isinstance(tenant.process, Closed):
+            first, step = int(worker[1:]), tenant.process.workers
+        for place in itertools.count(first, step):
+            traced = tenant.trace.requests[place % len(tenant.trace.requests)]
+            yield traced.input_tokens, traced.output_tokens, traced
+    inputs, outputs = (stream(seed, tenant.name, worker, what) for what in ("input", "output"))
+    while True:
+        yield draw(tenant.input, inputs), draw(tenant.output, outputs), None
 
 
 def _prefix_share(tenant: Tenant) -> float:
@@ -120,10 +131,14 @@ def expected_requests(scenario: Scenario, tenant: Tenant) -> float | None:
         return None
     if isinstance(tenant.process, Replay):
         starts, ends = scenario.span(tenant)
-        moments = [starts + traced.at_s for traced in tenant.process.trace]
+        moments = [starts + traced.at_s for traced in _traced(tenant)]
         return sum(scenario.factor(tenant.name, at) for at in moments if at < ends)
     turns = mean(tenant.conversation.turns) if tenant.conversation is not None else 1.0
     return turns * sum(segment.area for segment in segments(scenario, tenant))
+
+
+def _traced(tenant: Tenant) -> tuple[Traced, ...]:
+    return tenant.trace.requests if tenant.trace is not None else ()
 
 
 def offered_rate(scenario: Scenario) -> float:
@@ -255,15 +270,12 @@ def warped(pieces: list[Segment], gaps: Iterator[float]) -> Iterator[float]:
         gap -= area - done
 
 
-def _replayed(scenario: Scenario, tenant: Tenant, replay: Replay, seed: int) -> Iterator[Arrival]:
+def _replayed(scenario: Scenario, tenant: Tenant, seed: int) -> Iterator[Arrival]:
     starts, ends = scenario.span(tenant)
-    kept, prefixes = stream(seed, tenant.name, "kept"), stream(seed, tenant.name, "", "prefix")
-    cancels = stream(seed, tenant.name, "", "cancel")
-    share, cancelled = _prefix_share(tenant), _cancelled_share(tenant)
-    for number, traced in enumerate(replay.trace):
+    kept = stream(seed, tenant.name, "kept")
+    # A trace is sent once. The requests have the numbers of their places, also if a phase leaves some out.
+    for traced, request in zip(_traced(tenant), requests(tenant, seed), strict=False):
         at = starts + traced.at_s
-        is_kept, has_prefix = kept.random() < scenario.factor(tenant.name, at), prefixes.random() < share
-        is_cancelled = cancels.random() < cancelled
+        is_kept = kept.random() < scenario.factor(tenant.name, at)
         if at < ends and is_kept:
-            lengths = traced.input_tokens, traced.output_tokens
-            yield Arrival(at, Request(number, *lengths, has_prefix, is_cancelled))
+            yield Arrival(at, request)

@@ -12,6 +12,7 @@ from loadgen.scenario import (
     Cancel,
     Closed,
     Conversation,
+    Empirical,
     Exponential,
     Fixed,
     Lengths,
@@ -19,6 +20,7 @@ from loadgen.scenario import (
     PromptForm,
     Replay,
     Tenant,
+    Trace,
     Uniform,
 )
 
@@ -41,8 +43,12 @@ def cancel(field: Field) -> Cancel:
     )
 
 
-def conversation(field: Field) -> Conversation:
-    """The conversations of a tenant."""
+def conversation(field: Field, trace: Trace | None = None) -> Conversation:
+    """The conversations of a tenant. Those of a trace have turns of their own."""
+    if trace is not None:
+        fields = field.fields(("think_s",), required=("think_s",))
+        counts = tuple(1 + len(traced.later) for traced in trace.requests)
+        return Conversation(Empirical(counts, (1.0,) * len(counts)), _pauses(fields["think_s"]))
     fields = field.fields(("turns", "think_s", "later_input", "later_output"), required=("turns", "think_s"))
     return Conversation(
         _turns(fields["turns"]),

@@ -39,6 +39,12 @@ def turns(tenant: Tenant, conversation: Conversation, first: Request, seed: int)
     )
     share = tenant.cancel.share if tenant.cancel is not None else 0.0
     yield Turn(1, first, 0.0)
+    if first.traced is not None:
+        for number, traced in enumerate(first.traced.later, 2):
+            lengths = traced.input_tokens, traced.output_tokens
+            request = Request(first.number, *lengths, False, cancels.random() < share, traced)
+            yield Turn(number, request, _pause(conversation.think_s, pauses))
+        return
     for number in range(2, draw(conversation.turns, counts) + 1):
         request = Request(
             first.number,
@@ -68,16 +74,25 @@ class Talk:
         self._tenant = tenant
         self._messages: list[tuple[str, str]] = []
         self._carried_tokens = 0
-        self._asked = ""
+        self._asked: list[tuple[str, str]] = []
 
     def ask(self, turn: Turn) -> tuple[Request, bytes]:
         """The request of a turn with its whole input, and the body that carries the earlier turns."""
         scenario, tenant = self._scenario, self._tenant
-        own = f"turn {turn.number}" if turn.number > 1 else ""
-        self._asked = prompts.content(scenario, tenant, turn.request, scenario.seed, own)
+        self._asked = self._said(turn)
         request = replace(turn.request, input_tokens=self._carried_tokens + turn.request.input_tokens)
-        messages = [*self._messages, ("user", self._asked)]
+        messages = [*self._messages, *self._asked]
         return request, prompts.body_of_messages(scenario, tenant, request, messages)
+
+    def _said(self, turn: Turn) -> list[tuple[str, str]]:
+        """The messages of a turn: its recorded ones, or a question of random text."""
+        traced = turn.request.traced
+        if traced is not None and traced.messages:
+            return [(said.role, said.content) for said in traced.messages]
+        own = f"turn {turn.number}" if turn.number > 1 else ""
+        return [
+            ("user", prompts.content(self._scenario, self._tenant, turn.request, self._scenario.seed, own))
+        ]
 
     def hear(self, last: Attempt, answer: str) -> bool:
         """Take the end of a turn. Returns whether the conversation continues.
@@ -88,6 +103,6 @@ class Talk:
         if last.outcome not in _ANSWERED:
             return False
         if answer:
-            self._messages += [("user", self._asked), ("assistant", answer)]
+            self._messages += [*self._asked, ("assistant", answer)]
             self._carried_tokens = (last.prompt_tokens or last.input_tokens) + last.tokens
         return True

@@ -7,6 +7,7 @@ from loadgen.arrivals import expected_requests, most_workers
 from loadgen.lengths import mean
 from loadgen.prompts import form
 from loadgen.scenario import Closed, Conversation, PromptForm, Replay, Scenario, Slo, Tenant
+from loadgen.workloads.prefix_hits import best_share
 
 
 def explain(scenario: Scenario) -> str:
@@ -20,6 +21,7 @@ def explain(scenario: Scenario) -> str:
     if scenario.warm_up_s or scenario.cool_down_s:
         ends = scenario.duration_s - scenario.cool_down_s
         lines.append(f"measured: requests that are due from {scenario.warm_up_s:g} to {ends:g} s")
+    lines += [note for tenant in scenario.tenants for note in _trace_notes(tenant)]
     lines += [f"slo of {t.name}: {_slo(t.slo)}" for t in scenario.tenants if t.slo is not None]
     lines += [f"phase {p.name}: {p.from_s:g} to {p.to_s:g} s{_rates(p.rates)}" for p in scenario.phases]
     lines += [f"fault at {fault.at_s:g} s: {fault.name}" for fault in scenario.faults]
@@ -73,18 +75,18 @@ def _arrivals(scenario: Scenario, tenant: Tenant) -> str:
     if isinstance(process, Closed):
         return f"closed, {most_workers(scenario, tenant)} workers"
     if isinstance(process, Replay):
-        return f"replay of {process.file}"
+        return "trace"
     kind = type(process).__name__.lower()
     talks = tenant.conversation
     return kind if talks is None else f"{kind}, conversations of {mean(talks.turns):.3g} turns"
 
 
 def _lengths(tenant: Tenant) -> tuple[float, float]:
-    if isinstance(tenant.process, Replay):
-        trace = tenant.process.trace
+    if tenant.trace is not None:
+        known = tenant.trace.requests
         return (
-            sum(traced.input_tokens for traced in trace) / len(trace),
-            sum(traced.output_tokens for traced in trace) / len(trace),
+            sum(traced.input_tokens for traced in known) / len(known),
+            sum(traced.output_tokens for traced in known) / len(known),
         )
     inputs, outputs = mean(tenant.input), mean(tenant.output)
     return (
@@ -101,6 +103,19 @@ def _by_turn(conversation: Conversation, inputs: float, outputs: float) -> tuple
     # The turn k after the first carries the first turn, k - 1 later ones, and has new tokens of its own.
     carried = later * (inputs + outputs) + later * (later - 1) / 2 * (more + answer) + later * more
     return (inputs + carried) / (later + 1), (outputs + later * answer) / (later + 1)
+
+
+def _trace_notes(tenant: Tenant) -> list[str]:
+    """The origin of a tenant's requests, and what was changed."""
+    trace = tenant.trace
+    if trace is None:
+        return []
+    lines = [f"trace of {tenant.name}: {len(trace.requests)} requests of {trace.file}"]
+    if trace.block_tokens:
+        lines.append(
+            f"trace of {tenant.name}: an unbounded prefix cache hits {best_share(trace):.1%} of the input"
+        )
+    return [*lines, *trace.notes]
 
 
 def _retries(tenant: Tenant) -> str:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-
 from loadgen import behaviour_fields, length_fields, prompts
 from loadgen.endpoints.table import DIALECTS
 from loadgen.fields import Field, ScenarioError, document, given
@@ -38,9 +36,11 @@ from loadgen.scenario import (
     Scenario,
     Slo,
     Tenant,
-    Traced,
+    Tokenizer,
+    Trace,
     unmeasured,
 )
+from loadgen.workloads import field as trace_field
 
 MOST_BATCH = 2048
 """The most texts of a request to embed in OpenAI's API."""
@@ -49,24 +49,13 @@ MOST_CV = 20.0
 SIGNALS = ("STOP", "CONT", "KILL", "TERM")
 _SCENARIO = (
     "name", "seed", "duration_s", "model", "endpoint", "route", "stream", "prompt", "tokens_per_byte",
-    "timeout_s", "drain_s", "spread", "tenants", "phases", "faults", "warm_up_s", "cool_down_s",
+    "tokenizer", "timeout_s", "drain_s", "spread", "tenants", "phases", "faults", "warm_up_s", "cool_down_s",
 )  # fmt: skip
 _TENANT = (
-    "name", "key", "arrivals", "input", "output", "prefix", "retries", "priority", "tier", "slo",
+    "name", "key", "arrivals", "input", "output", "trace", "prefix", "retries", "priority", "tier", "slo",
     "starts_s", "ends_s", "cancel", "conversation", "endpoint", "model", "ignore_eos", "batch", "headers",
     "extra_body",
 )  # fmt: skip
-
-
-class _Line(msgspec.Struct):
-    """One line of a trace."""
-
-    at: float
-    input: int
-    output: int
-
-
-_decode_line = msgspec.json.Decoder(_Line).decode
 
 
 def read(path: Path, environment: Mapping[str, str]) -> Scenario:
@@ -87,7 +76,7 @@ def parse(text: str, file: str, environment: Mapping[str, str], folder: Path) ->
     timeout = given(fields, "timeout_s", lambda f: f.number("seconds", above=True), 120.0)
     tenants = _tenants(fields["tenants"], endpoint, environment, folder)
     phases = given(fields, "phases", lambda f: _phases(f, tenants, duration), ())
-    form = given(fields, "prompt", lambda f: _form(f, tenants), PromptForm.IDS)
+    form = _prompt_form(fields, tenants)
     stream = given(fields, "stream", Field.truth, True)
     for item, tenant in zip(fields["tenants"].items(), tenants, strict=True):
         is_streamed = stream and DIALECTS[tenant.endpoint].generates
@@ -103,6 +92,7 @@ def parse(text: str, file: str, environment: Mapping[str, str], folder: Path) ->
         seed=given(fields, "seed", lambda f: f.whole("(a seed)"), 0),
         prompt=form,
         tokens_per_byte=given(fields, "tokens_per_byte", lambda f: f.number("tokens", above=True), 0.25),
+        tokenizer=given(fields, "tokenizer", lambda f: _tokenizer(f, folder), None),
         stream=stream,
         timeout_s=timeout,
         drain_s=given(fields, "drain_s", lambda f: f.number("seconds"), timeout),
@@ -116,6 +106,17 @@ def parse(text: str, file: str, environment: Mapping[str, str], folder: Path) ->
 
 def _seconds(field: Field) -> float:
     return field.number("seconds")
+
+
+def _prompt_form(fields: dict[str, Field], tenants: tuple[Tenant, ...]) -> PromptForm:
+    """Token ids by default. A tokenizer makes texts of exact lengths instead."""
+    default = PromptForm.TEXT if "tokenizer" in fields else PromptForm.IDS
+    form = given(fields, "prompt", lambda f: _form(f, tenants), default)
+    if form is PromptForm.IDS and "tokenizer" in fields:
+        fields["tokenizer"].fail(
+            "stands beside token ids, which are exact", "remove it, or write 'prompt: text'"
+        )
+    return form
 
 
 def _default_endpoint(top: Field, fields: dict[str, Field]) -> Endpoint:
@@ -139,6 +140,13 @@ def _form(field: Field, tenants: tuple[Tenant, ...]) -> PromptForm:
             "write 'prompt: text', or remove it: every tenant then sends ids where its endpoint accepts them",
         )
     return form
+
+
+def _tokenizer(field: Field, folder: Path) -> Tokenizer:
+    if not field.is_mapping:
+        field.word(("engine",))
+        return Tokenizer()
+    return Tokenizer(str(folder / field.fields(("file",), required=("file",))["file"].text()))
 
 
 def _spread(field: Field) -> str | tuple[float, ...]:
@@ -165,19 +173,16 @@ def _tenants(
 
 
 def _tenant(item: Field, endpoint: Endpoint, environment: Mapping[str, str], folder: Path) -> Tenant:
-    fields = item.fields(_TENANT, required=("name", "arrivals"))
+    fields = item.fields(_TENANT, required=("name",))
     name = fields["name"].text()
     endpoint = given(fields, "endpoint", _endpoint, endpoint)
     check_fields(fields, endpoint)
+    if "arrivals" not in fields and "trace" not in fields:
+        item.fail("has no arrivals", "add 'arrivals:' with a process, or 'trace:' with a recorded workload")
+    process = given(fields, "arrivals", _process, Replay())
+    trace = given(fields, "trace", lambda f: _trace(f, endpoint, folder, "arrivals" in fields), None)
+    _check_lengths(item, fields, endpoint, trace)
     dialect = DIALECTS[endpoint]
-    process = _process(fields["arrivals"], folder)
-    lengths = [f for f in ("input", "output") if f not in fields and (f == "input" or dialect.generates)]
-    if lengths and not isinstance(process, Replay):
-        item.fail(f"has no {lengths[0]}", f"add '{lengths[0]}:' with a number of tokens or a distribution")
-    if ("input" in fields or "output" in fields) and isinstance(process, Replay):
-        item.fail("replays a trace, which has lengths of its own", "remove input and output")
-    if not dialect.generates and isinstance(process, Replay):
-        process = replace(process, trace=tuple(replace(each, output_tokens=0) for each in process.trace))
     starts = given(fields, "starts_s", lambda f: f.number("seconds"), 0.0)
     return Tenant(
         name=name,
@@ -198,9 +203,35 @@ def _tenant(item: Field, endpoint: Endpoint, environment: Mapping[str, str], fol
         slo=given(fields, "slo", _slo, None),
         starts_s=starts,
         ends_s=given(fields, "ends_s", lambda f: f.number("seconds", least=starts, above=True), None),
+        trace=trace,
         cancel=given(fields, "cancel", behaviour_fields.cancel, None),
-        conversation=given(fields, "conversation", behaviour_fields.conversation, None),
+        conversation=given(fields, "conversation", lambda f: behaviour_fields.conversation(f, trace), None),
     )
+
+
+def _trace(field: Field, endpoint: Endpoint, folder: Path, has_arrivals: bool) -> Trace:
+    trace = trace_field.read(field, folder, has_arrivals=has_arrivals)
+    if DIALECTS[endpoint].generates:
+        return trace
+    if any(traced.messages for traced in trace.requests):
+        field.fail(f"has conversations, which the {endpoint} endpoint does not take", "use the chat endpoint")
+    return replace(trace, requests=tuple(replace(traced, output_tokens=0) for traced in trace.requests))
+
+
+def _check_lengths(item: Field, fields: dict[str, Field], endpoint: Endpoint, trace: Trace | None) -> None:
+    """Either a trace has the lengths, or the tenant."""
+    if trace is None:
+        for name in ("input", "output") if DIALECTS[endpoint].generates else ("input",):
+            if name not in fields:
+                item.fail(f"has no {name}", f"add '{name}:' with a number of tokens or a distribution")
+        return
+    if trace.is_conversations and "conversation" not in fields:
+        fields["trace"].fail("has whole conversations", "add 'conversation: {think_s: 5}' to the tenant")
+    for name in ("input", "output", *(() if trace.is_conversations else ("conversation",))):
+        if name in fields:
+            fields[name].fail("stands beside a trace, which has requests of its own", f"remove '{name}:'")
+    if "prefix" in fields and any(traced.blocks or traced.messages for traced in trace.requests):
+        fields["prefix"].fail("stands beside a trace, which has prefixes of its own", "remove 'prefix:'")
 
 
 def _batch(field: Field) -> int:
@@ -288,38 +319,9 @@ _PROCESSES: dict[str, Callable[[Field], Process]] = {
 }
 
 
-def _process(field: Field, folder: Path) -> Process:
-    kind, body = field.one((*_PROCESSES, "replay"))
-    return _replay(body, folder) if kind == "replay" else _PROCESSES[kind](body)
-
-
-def _replay(field: Field, folder: Path) -> Replay:
-    named = field.fields(("file",), required=("file",))["file"]
-    path = folder / named.text()
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        named.fail(f"is {path}, which cannot be read ({error.strerror})", "name a file of JSON lines")
-    trace = [_traced(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not trace:
-        named.fail(
-            f"is {path}, which has no request", 'add lines such as {"at": 0.5, "input": 100, "output": 20}'
-        )
-    return Replay(named.text(), tuple(sorted(trace, key=lambda traced: traced.at_s)))
-
-
-def _traced(line: bytes, where: str) -> Traced:
-    fix = 'write lines such as {"at": 0.5, "input": 100, "output": 20}'
-    try:
-        read = _decode_line(line)
-    except msgspec.DecodeError as error:  # the base of ValidationError too
-        raise ScenarioError(f"{where}: {error}; {fix}") from None
-    if not (math.isfinite(read.at) and read.at >= 0):
-        raise ScenarioError(f"{where}: at is {read.at:g}; write seconds from the start, at least 0")
-    for name, tokens in (("input", read.input), ("output", read.output)):
-        if not 1 <= tokens <= LONGEST_TOKENS:
-            raise ScenarioError(f"{where}: {name} is {tokens}; write from 1 to {LONGEST_TOKENS} tokens")
-    return Traced(read.at, read.input, read.output)
+def _process(field: Field) -> Process:
+    kind, body = field.one(tuple(_PROCESSES))
+    return _PROCESSES[kind](body)
 
 
 def _phases(field: Field, tenants: tuple[Tenant, ...], duration: float) -> tuple[Phase, ...]:

@@ -1,4 +1,4 @@
-"""The files of a run in its folder: requests.jsonl, state.jsonl, meta.json, summary.json, goals.json.
+"""The files of a run: requests.jsonl, state.jsonl, meta.json, summary.json, summary.csv and goals.json.
 
 requests.jsonl has one line for each attempt, written at its end. The other files describe
 the whole run. No file contains API keys.
@@ -17,12 +17,14 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from loadgen.scenario import Header, Process, Replay, Scenario, Slo
+from loadgen.scenario import Header, Process, Scenario, Slo, Trace
 
 _Record = TypeVar("_Record")
-REQUESTS, STATE, META, SUMMARY, GOALS, REPORT = (
-    "requests.jsonl", "state.jsonl", "meta.json", "summary.json", "goals.json", "report.html",
+REQUESTS, STATE, META, SUMMARY, GOALS, REPORT, TABLE = (
+    "requests.jsonl", "state.jsonl", "meta.json", "summary.json", "goals.json", "report.html", "summary.csv",
 )  # fmt: skip
+PARTS = "parts"
+"""The folder of the files of several processes, until they are merged."""
 _PACKAGES = ("tokenpool", "aiohttp", "uvloop", "msgspec")
 _encode = msgspec.json.Encoder().encode
 
@@ -205,6 +207,8 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     """The measured part of the whole run, and of each phase that it reached."""
     stalls: list[Stall] = []
     """Delays of the event loop from 20 ms, in order; not more than 1000."""
+    notes: list[str] = []
+    """What was changed before the run, such as lengths of a trace that were cut. In sentences."""
     unread_states: dict[str, int]
     """The number of failed reads of a state page, by URL."""
     scenario: dict[str, object]
@@ -269,13 +273,17 @@ def described(scenario: Scenario) -> dict[str, object]:
     return shown
 
 
+_HIDDEN = ("key", "wording")
+"""Secrets, and what the tokenizer alone decides."""
+
+
 def _shown(value: object) -> object:
+    if isinstance(value, Trace):
+        return {"file": value.file, "requests": len(value.requests), "block_tokens": value.block_tokens}
     if isinstance(value, Header):
         return value.name
-    if isinstance(value, Replay):
-        return {"replay": {"file": value.file, "requests": len(value.trace)}}
     if is_dataclass(value) and not isinstance(value, type):
-        body = {f.name: _shown(getattr(value, f.name)) for f in fields(value) if f.name != "key"}
+        body = {f.name: _shown(getattr(value, f.name)) for f in fields(value) if f.name not in _HIDDEN}
         return {type(value).__name__.lower(): body} if isinstance(value, Process) else body
     if isinstance(value, tuple):
         return [_shown(item) for item in value]

@@ -71,6 +71,8 @@ class Order:
     faults: bool = False
     """Whether the scenario's faults may be inflicted."""
     command: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Sentences of the preparation for the report."""
     part: Part = WHOLE
     """The requests that this process sends."""
     tls: Tls = Tls()
@@ -336,6 +338,7 @@ class Runner:
             ran=self._ran,
             loop=self._delays.spans(),
             stalls=self._delays.stalls,
+            notes=order.notes,
             unread_states={url: count for url, count in self._sampler.unread.items() if count},
             scenario=described(scenario),
             warm_up_s=scenario.warm_up_s,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Endpoint(StrEnum):
@@ -29,6 +30,26 @@ class PromptForm(StrEnum):
     """Text of about the requested length, without a tokenizer."""
     IDS = "ids"
     """Token ids, so that lengths are exact. Tenants whose endpoint accepts texts only send texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """What counts the tokens of texts before a run."""
+
+    file: str = ""
+    """The path of a ``tokenizer.json``. Empty for the route ``/tokenize`` of the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How texts of exact lengths are made. `wording` finds it before a run."""
+
+    tokens_per_byte: float
+    """For text of random letters, if there are no words."""
+    words: tuple[str, ...] = ()
+    """Words that are one token each, also beside each other."""
+    overhead: int = 0
+    """Tokens that the engine adds to each prompt, such as those of its chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,21 +157,50 @@ class Closed:
     think_s: float
 
 
+class Message(NamedTuple):
+    """One message of a recorded conversation."""
+
+    role: str
+    content: str
+
+
 @dataclass(frozen=True, slots=True)
 class Traced:
     """One request of a trace."""
 
     at_s: float
+    """The time from the start of the trace; 0 in a trace without times."""
     input_tokens: int
     output_tokens: int
+    blocks: tuple[int, ...] = ()
+    """An id for each block of prompt tokens. Equal ids become equal text."""
+    messages: tuple[Message, ...] = ()
+    """The text of the prompt, if the trace has it."""
+    answer: str = ""
+    """The recorded answer, whose length the request asks for."""
+    later: tuple[Traced, ...] = ()
+    """The later turns of the conversation, each with its own question only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests of a file, in order, after all changes that the scenario asks for."""
+
+    file: str
+    requests: tuple[Traced, ...]
+    block_tokens: int = 0
+    """The tokens of each block of a prompt; 0 without blocks."""
+    is_conversations: bool = False
+    """Whether each request begins a conversation, with its ``later`` turns."""
+    most_input: int | None = None
+    """Prompts of recorded text are left out above this many tokens."""
+    notes: tuple[str, ...] = ()
+    """What was changed and left out, in sentences."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A recorded trace, replayed."""
-
-    file: str
-    trace: tuple[Traced, ...]
+    """The requests of the tenant's trace at their own times."""
 
 
 Process = Constant | Poisson | Bursty | Gamma | Ramp | OnOff | Closed | Replay
@@ -284,6 +334,10 @@ class Tenant:
     ends_s: float | None = None
     cancel: Cancel | None = None
     conversation: Conversation | None = None
+    trace: Trace | None = None
+    """The requests in order, instead of ``input`` and ``output``. The first one follows the last one."""
+    wording: Wording | None = None
+    """Set before the run, if there is a tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +383,8 @@ class Scenario:
     prompt: PromptForm = PromptForm.IDS
     tokens_per_byte: float = 0.25
     """Assumed tokens per byte of text."""
+    tokenizer: Tokenizer | None = None
+    """What counts the tokens of texts before the run; ``None`` assumes ``tokens_per_byte``."""
     stream: bool = True
     timeout_s: float = 120.0
     """The time limit of an attempt."""
@@ -393,9 +449,15 @@ def _faster(tenant: Tenant, factor: float) -> Tenant:
         case Closed():
             process = replace(process, workers=max(round(process.workers * factor), 1))
         case Replay():
-            trace = tuple(replace(traced, at_s=traced.at_s / factor) for traced in process.trace)
-            process = replace(process, trace=trace)
+            return replace(tenant, trace=_denser(tenant.trace, factor))
     return replace(tenant, process=process)
+
+
+def _denser(trace: Trace | None, factor: float) -> Trace | None:
+    if trace is None:
+        return None
+    requests = tuple(replace(traced, at_s=traced.at_s / factor) for traced in trace.requests)
+    return replace(trace, requests=requests)
 
 
 def lasting(scenario: Scenario, seconds: float) -> Scenario:

@@ -83,12 +83,16 @@ def _headers(key: str | None) -> dict[str, str]:
 
 
 def _fields(ask: Ask) -> dict[str, object]:
-    return {
-        "messages": ask.chat,
+    fields: dict[str, object] = {
+        "messages": [said for said in ask.chat if said["role"] != "system"],
         "max_tokens": ask.output_tokens,
         "temperature": 0,
         "stream": ask.stream,
     }
+    # A system prompt has a field of its own in this API.
+    if system := "\n\n".join(str(said["content"]) for said in ask.chat if said["role"] == "system"):
+        fields["system"] = system
+    return fields
 
 
 MESSAGES = Dialect(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from loadgen.rates import report
+from loadgen.rates.points import Point
 from loadgen.rates.steps import Steps
 from loadgen.records import save
 
@@ -45,11 +46,7 @@ def gathered(steps: Steps, result: Result) -> report.Results:
     runs = [run for made in steps.runs.values() for run in made]
     first = min((run.meta for run in runs), key=lambda meta: meta.started)
     notes = [] if not steps.is_interrupted else ["Interrupted; the last run is not included."]
-    notes += [
-        f"At {point.rate:.4g} requests/s: this run {complaint}."
-        for point in points
-        for complaint in point.summary.complaints
-    ]
+    notes += [_note(point) for point in points if point.summary.complaints]
     return report.Results(
         kind=result.kind,
         name=first.name,
@@ -67,6 +64,13 @@ def gathered(steps: Steps, result: Result) -> report.Results:
         versions=first.versions,
         verdicts=[list(row) for row in result.verdicts],
     )
+
+
+def _note(point: Point) -> str:
+    """The first complaint about a rate. The reports of its runs have all of them."""
+    first, *others = point.summary.complaints
+    more = f" ({len(others)} more in its report)" if others else ""
+    return f"At {point.rate:.4g} requests/s: this run {first}.{more}"
 
 
 def told(steps: Steps, result: Result) -> str:

@@ -49,6 +49,7 @@ class Server:
     async def running(self) -> AsyncIterator[Server]:
         application = web.Application()
         application.router.add_post("/v1/{route:.*}", self._handle)
+        application.router.add_post("/tokenize", self._handle)
         application.router.add_get("/{page:.*}", self._page)
         runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()

@@ -139,7 +139,8 @@ async def test_a_response_that_is_not_streamed_is_measured_as_a_whole(
     }
     cell = summarise(run).cells[0]
     assert cell.tokens_per_s is not None
-    assert cell.tokens_per_s.value == pytest.approx(6 * (16 + tokens) / 0.3, rel=0.35)
+    in_time = sum(attempt.end_s < 0.3 for attempt in run.attempts)  # fewer than 6 on a busy machine
+    assert cell.tokens_per_s.value == pytest.approx(in_time * (16 + tokens) / 0.3)
 
 
 @pytest.mark.parametrize("endpoint", [Endpoint.EMBEDDINGS, Endpoint.RERANK])

@@ -147,7 +147,8 @@ def predicted(slots: int) -> float:
     return slots / (10 * STEP_S)
 
 
-async def test_a_sweep_finds_the_knee_that_the_slots_predict(tmp_path: Path) -> None:
+async def test_a_sweep_writes_its_runs_and_no_rate_above_the_slots_is_the_knee(tmp_path: Path) -> None:
+    """A slow machine lowers the knee, so bounds are tested here, and the exact knee on a virtual clock."""
     slots = 2
     most = predicted(slots)
     rates = [round(most * load, 3) for load in (0.4, 0.75, 1.6)]
@@ -158,34 +159,28 @@ async def test_a_sweep_finds_the_knee_that_the_slots_predict(tmp_path: Path) -> 
     assert status == 0, told
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"rate-8-run1", "rate-15-run1", "rate-32-run1", "rates.json", "rates.csv", "report.html"}
-    points = json.loads((tmp_path / "out/rates.json").read_bytes())["points"]
-    assert [point["rate"] for point in points] == rates
-    if not is_reliable(points):
-        assert "the generator did not keep up" in told
-        return
-    assert f"The knee is at {rates[1]:.3g} requests/s" in told
-    assert "not with 32 requests/s (backlog grew by" in told
-    assert points[-1]["served_per_s"] == pytest.approx(most, rel=0.2)
+    data = json.loads((tmp_path / "out/rates.json").read_bytes())
+    assert [point["rate"] for point in data["points"]] == rates
+    assert data["result"]["fails_at"] in rates, told
+    assert data["result"]["at"] in (None, *rates[:2]), told
+    last = data["points"][-1]
+    assert last["obstacle"], told
+    assert last["served_per_s"] <= most * 1.1
 
 
-def is_reliable(points: list[dict[str, Any]]) -> bool:
-    """Whether the machine was free enough for the generator. If not, the results say so."""
-    return all(point["is_reliable"] for point in points)
-
-
-async def test_a_capacity_search_encloses_that_of_the_slots(tmp_path: Path) -> None:
+async def test_a_capacity_search_stays_below_that_of_the_slots(tmp_path: Path) -> None:
+    """Bounds that hold on a slow machine, too. The exact capacity is tested on a virtual clock."""
     most = predicted(2)
     async with engine(slots=2) as (url, _):
         status, told = await command(
             tmp_path, "capacity", "--url", url, "--slo", "gold.ttft.p50<=60ms", "--from", str(most * 0.8),
             "--resolution", "100%", "--most-runs", "1", "--most-time", "60", rate=1, duration=4,
         )  # fmt: skip
-    data = json.loads((tmp_path / "out/rates.json").read_bytes())
+    result = json.loads((tmp_path / "out/rates.json").read_bytes())["result"]
     assert "Capacity:" in told
     assert status in (0, 1), told  # 1 without certainty
-    if is_reliable(data["points"]):
-        assert data["result"]["likely_met_at"] == pytest.approx(most * 0.8)
-        assert data["result"]["not_met_at"] == pytest.approx(most * 1.6)
+    assert result["not_met_at"] <= most * 1.6, told
+    assert result["likely_met_at"] is None or result["likely_met_at"] < result["not_met_at"], told
 
 
 async def test_a_goal_of_no_tenant_is_refused_before_the_first_run(tmp_path: Path) -> None:

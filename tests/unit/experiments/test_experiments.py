@@ -202,14 +202,14 @@ def test_the_coverage_of_a_template_is_exact() -> None:
 
 
 def test_traces_are_read_in_the_order_of_their_times(tmp_path: Path) -> None:
-    for name, rows in (("code", "2,400,7\n"), ("conv", "1,100,50\n3,200,60\n")):
+    for name, rows in (("code", "@2,400,7\n"), ("conv", "@1,100,50\n@3,200,60\n")):
         with gzip.open(tmp_path / f"azure-llm-2023-{name}.csv.gz", "wt") as file:
-            file.write("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+            file.write("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows.replace("@", "2023-11-16 18:00:0"))
     with gzip.open(tmp_path / "mooncake-conversation.jsonl.gz", "wt") as file:
         for ids in ([0, 1, 2], [0, 1, 3], [0, 4, 5]):
             row = {"timestamp": 0, "input_length": 1200, "output_length": 9, "hash_ids": ids}
             file.write(json.dumps(row) + "\n")
-    assert [drawn.usage.output_tokens for drawn in prices.azure(tmp_path)] == [50, 7, 60]
-    first, second, third = (drawn.ask.prefixes for drawn in prices.mooncake(tmp_path))
+    assert [drawn.usage.output_tokens for drawn in prices.azure_traces(tmp_path)] == [50, 7, 60]
+    first, second, third = (drawn.ask.prefixes for drawn in prices.mooncake_trace(tmp_path))
     assert first == second
     assert (first[0] == third[0], first[1] == third[1]) == (True, False)

@@ -30,6 +30,7 @@ from loadgen.scenario import (
     Replay,
     Scenario,
     Tenant,
+    Trace,
     Traced,
     Uniform,
     lasting,
@@ -182,7 +183,7 @@ def test_a_share_of_requests_is_cancelled_and_changes_nothing_else() -> None:
 
 def test_a_share_of_a_trace_is_cancelled() -> None:
     trace = tuple(Traced(at / 10, 5, 5) for at in range(900))
-    who = tenant(process=Replay("t", trace), cancel=Cancel(0.5, 1.0))
+    who = tenant(process=Replay(), trace=Trace("t", trace), cancel=Cancel(0.5, 1.0))
     share = fmean(a.request.is_cancelled for a in arrivals(scenario(who), who, 1))
     assert share == pytest.approx(0.5, abs=0.06)
 

@@ -16,7 +16,7 @@ from loadgen.client import recipient
 from loadgen.endpoints.dialect import Event
 from loadgen.endpoints.pooling import pairs, texts
 from loadgen.endpoints.table import DIALECTS
-from loadgen.prompts import body
+from loadgen.prompts import body, body_of_messages
 from loadgen.scenario import Endpoint, Fixed, Header, Prefix, Tenant
 from loadgen.sse import Failure, Usage
 from tests.support.loadgen_builders import scenario, tenant
@@ -57,6 +57,13 @@ def test_a_responses_request_is_not_stored() -> None:
         "model": "tiny", "max_output_tokens": 4, "temperature": 0, "store": False, "stream": True,
         "ignore_eos": True, "priority": 1,
     }  # fmt: skip
+
+
+def test_a_messages_request_has_the_system_prompt_in_a_field_of_its_own() -> None:
+    who = tenant(endpoint=Endpoint.MESSAGES)
+    said = [("system", "Be brief."), ("user", "Hi")]
+    made = json.loads(body_of_messages(scenario(who), who, Request(0, 9, 9, False), said))
+    assert (made["system"], made["messages"]) == ("Be brief.", [{"role": "user", "content": "Hi"}])
 
 
 def test_a_messages_request_has_the_fields_of_its_api_only() -> None:

@@ -31,6 +31,7 @@ from loadgen.scenario import (
     Retries,
     Scenario,
     Slo,
+    Trace,
     Traced,
     Uniform,
 )
@@ -143,7 +144,7 @@ def test_arrival_processes_are_read(text: str, process: object) -> None:
     assert made(HEAD + ONE.replace("{poisson: {rate: 5}}", text)).tenants[0].process == process
 
 
-REPLAYED = "tenants:\n  - name: gold\n    arrivals: {replay: {file: t.jsonl}}\n"
+REPLAYED = "tenants:\n  - name: gold\n    trace: {lines: {file: t.jsonl}}\n"
 
 
 def test_the_path_of_a_trace_is_relative_to_the_scenario(tmp_path: Path) -> None:
@@ -151,8 +152,9 @@ def test_the_path_of_a_trace_is_relative_to_the_scenario(tmp_path: Path) -> None
         '{"at": 2, "input": 5, "output": 6}\n\n{"at": 1, "input": 7, "output": 8}\n'
     )
     (tmp_path / "s.yaml").write_text(HEAD + REPLAYED)
-    process = read(tmp_path / "s.yaml", {}).tenants[0].process
-    assert process == Replay("t.jsonl", (Traced(1.0, 7, 8), Traced(2.0, 5, 6)))
+    found = read(tmp_path / "s.yaml", {}).tenants[0]
+    assert found.process == Replay()
+    assert found.trace == Trace("t.jsonl", (Traced(1.0, 7, 8), Traced(2.0, 5, 6)))
 
 
 @pytest.mark.parametrize(
@@ -162,8 +164,8 @@ def test_the_path_of_a_trace_is_relative_to_the_scenario(tmp_path: Path) -> None
         ('{"at": 1, "input": 7, "output": 8}\nnonsense\n', "t.jsonl:2: JSON is malformed"),
         ('{"at": -1, "input": 7, "output": 8}\n', "t.jsonl:1: at is -1; write seconds from the start"),
         ('{"at": 1, "input": 0, "output": 8}\n', "t.jsonl:1: input is 0; write from 1 to"),
-        ("", "s.yaml:6: tenants[0].arrivals.replay.file is"),
-        (None, "which cannot be read (No such file or directory); name a file of JSON lines"),
+        ("", "t.jsonl: there is no request in the asked part; change start_s, duration_s or the maximum"),
+        (None, "t.jsonl: cannot be read (No such file or directory); name a file that exists"),
     ],
 )
 def test_the_error_of_a_bad_trace_names_the_line(tmp_path: Path, trace: str | None, error: str) -> None:
@@ -267,8 +269,8 @@ def changed(old: str, new: str) -> str:
         (changed("stream: true", "stream: maybe"), "s.yaml:5: stream is neither true nor false but 'maybe'"),
         (HEAD + ONE.replace("    input: 100\n", ""), "s.yaml:5: tenants[0] has no input; add 'input:'"),
         (
-            HEAD + "tenants: [{name: a, arrivals: {replay: {file: '/dev/null'}}, input: 3}]",
-            "which has no request",
+            HEAD + "tenants: [{name: a}]",
+            "tenants[0] has no arrivals; add 'arrivals:' with a process, or 'trace:'",
         ),
     ],
 )
@@ -337,8 +339,8 @@ def test_endpoints_without_output_need_none(endpoint: str, batch: int, tmp_path:
     assert (who.output, who.batch, who.ignore_eos) == (Fixed(0), batch, False)
     assert made(text + "    batch: 3\n").tenants[0].batch == 3
     (tmp_path / "t.jsonl").write_text('{"at": 1, "input": 7, "output": 8}\n')
-    replayed = made(HEAD + REPLAYED + f"    endpoint: {endpoint}\n", tmp_path).tenants[0].process
-    assert replayed == Replay("t.jsonl", (Traced(1.0, 7, 0),))
+    replayed = made(HEAD + REPLAYED + f"    endpoint: {endpoint}\n", tmp_path).tenants[0].trace
+    assert replayed == Trace("t.jsonl", (Traced(1.0, 7, 0),))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""Counts the tokens of prompts before a run: by the engine's route ``/tokenize``, or by a tokenizer file.
+
+The engine counts what it adds, such as its chat template. A file does not know that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import NoReturn, Protocol
+
+import aiohttp
+import msgspec
+
+from loadgen.fields import ScenarioError
+from loadgen.scenario import Scenario
+
+_AT_ONCE = 16
+_TIMEOUT_S = 30.0
+_MOST_ERROR_CHARACTERS = 200
+_INSTALL = "install 'tokenpool[tokenizer]', or write 'tokenizer: engine'"
+
+
+class Counter(Protocol):
+    """Counts tokens. Both raise ``ScenarioError`` if that is not possible."""
+
+    async def prompt(self, fields: Mapping[str, object]) -> int:
+        """The tokens of a request with these fields: ``model``, and ``prompt`` or ``messages``."""
+
+    async def text(self, text: str) -> int:
+        """The tokens of a text alone, without anything that the engine adds."""
+
+
+class _Counted(msgspec.Struct):
+    count: int
+
+
+class EngineCounter:
+    """Counts by ``POST /tokenize``, as vLLM has it."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, model: str, key: str | None) -> None:
+        self._session = session
+        self._url = url.rstrip("/").removesuffix("/v1") + "/tokenize"
+        self._model = model
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._free = asyncio.Semaphore(_AT_ONCE)
+
+    async def prompt(self, fields: Mapping[str, object]) -> int:
+        """The tokens of a prompt, with what the engine adds."""
+        return await self._count(fields)
+
+    async def text(self, text: str) -> int:
+        """The tokens of a text alone."""
+        return await self._count({"model": self._model, "prompt": text, "add_special_tokens": False})
+
+    async def _count(self, body: Mapping[str, object]) -> int:
+        try:
+            async with (
+                self._free,
+                self._session.post(self._url, json=body, headers=self._headers) as response,
+            ):
+                content = await response.read()
+                if response.status != 200:
+                    self._fail(f"answered {response.status}: {_shown(content)}")
+                return msgspec.json.decode(content, type=_Counted).count
+        except msgspec.DecodeError as error:
+            self._fail(f"has no count in its answer ({error})")
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            self._fail(f"cannot be reached ({error or type(error).__name__})")
+
+    def _fail(self, problem: str) -> NoReturn:
+        raise ScenarioError(
+            f"{self._url} {problem}; let the engine serve /tokenize, or name a tokenizer file"
+        ) from None
+
+
+def _shown(content: bytes) -> str:
+    return " ".join(content[:_MOST_ERROR_CHARACTERS].decode("utf-8", "replace").split()) or "no text"
+
+
+class FileCounter:
+    """Counts by a ``tokenizer.json``. Chat templates and special tokens are not counted."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            # Imported here: an extra has it, and most runs do not need it.
+            from tokenizers import Tokenizer  # noqa: PLC0415
+        except ImportError:
+            raise ScenarioError(f"{path}: the library 'tokenizers' is missing; {_INSTALL}") from None
+        try:
+            self._tokenizer = Tokenizer.from_file(path)
+        except Exception as error:  # the library raises plain exceptions
+            raise ScenarioError(f"{path}: cannot be read ({error}); name a file tokenizer.json") from None
+
+    async def prompt(self, fields: Mapping[str, object]) -> int:
+        """The tokens of the contents."""
+        messages = fields.get("messages")
+        texts = [each["content"] for each in messages] if isinstance(messages, list) else [fields["prompt"]]
+        return sum([await self.text(str(text)) for text in texts])
+
+    async def text(self, text: str) -> int:
+        """The tokens of a text."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+@asynccontextmanager
+async def counting(scenario: Scenario, url: str, tls: ssl.SSLContext | bool = True) -> AsyncIterator[Counter]:
+    """What counts for a scenario with a tokenizer. The first key of its tenants is used."""
+    assert scenario.tokenizer is not None, "only a scenario with a tokenizer counts tokens"
+    if scenario.tokenizer.file:
+        yield FileCounter(scenario.tokenizer.file)
+        return
+    key = next((tenant.key for tenant in scenario.tenants if tenant.key is not None), None)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_TIMEOUT_S, sock_read=_TIMEOUT_S)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls), timeout=timeout) as session:
+        yield EngineCounter(session, url, scenario.model, key)
