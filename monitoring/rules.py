@@ -453,8 +453,7 @@ PARTS = Group(
             "5m",
             "Issued keys of pool {{ $labels.pool }} are not stored durably",
             "The database of a coordinator has had other credentials than the lease store for five minutes."
-            " Keys work as before. Changes may be refused. If the lease store loses its content, changes may be"
-            " lost.",
+            " Keys work as before. Changes may be refused. If the lease store is emptied, they may be lost.",
             "credentials-not-in-step",
         ),
         Alert(
