@@ -10,6 +10,8 @@ import pytest
 from loadgen import outputs
 from loadgen.records import Lines, Sample, save
 
+FULL = Path("/dev/full")
+
 
 def test_a_full_disk_is_named_with_the_file() -> None:
     error = OSError(errno.ENOSPC, "No space left on device", "out/requests.jsonl")
@@ -22,13 +24,16 @@ def test_another_problem_has_a_fix() -> None:
     assert outputs.problem(OSError("odd")) == "odd; check the path and the disk"
 
 
-def test_a_write_to_a_full_disk_names_its_file() -> None:
-    full = Path("/dev/full")
+def test_a_record_on_a_full_disk_names_its_file() -> None:
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
-        save(full, {"a": 1})
-    lines = Lines(full)
+        save(FULL, {"a": 1})
+
+
+def test_a_line_on_a_full_disk_names_its_file() -> None:
+    lines = Lines(FULL)
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
-        for _ in range(10_000):
-            lines.write(Sample(0.0, "http://h", "engine"))
+        lines.write(Sample(0.0, "http://h/" + "x" * 10_000_000, "engine"))
+    lines = Lines(FULL)
+    lines.write(Sample(0.0, "http://h", "engine"))
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         lines.close()
