@@ -16,6 +16,7 @@ FULL_RATE = 300.0
 
 _HEAD = (
     "| asked, /s | instrument | sent, /s | served | first token P50, P99, ms | mean | engine | error, ms"
+    " | server late, ms"
     " | between tokens P50, ms | mean | engine | error, % | whole P50, ms | mean | engine | CPU, s |"
 )
 
@@ -45,13 +46,14 @@ def _row(result: Result) -> str:
     made, own = result.figures, result.own
     start = f"| {result.rate:g} | {result.instrument} |"
     if made is None or own is None:
-        return start + f" {result.problem or 'the engine served nothing'} |" + " |" * 13
+        return start + f" {result.problem or 'the engine served nothing'} |" + " |" * 14
     first, between = first_error_s(result), between_error(result)
-    late = "" if result.keeps_up else " (too slow)"
+    slow = "" if result.keeps_up else " (too slow)"
+    late = "-" if own.delay_mean_s is None else _ms(own.delay_mean_s)
     return start + (
-        f" {made.rate:.1f}{late} | {made.served} of {result.requests}"
+        f" {made.rate:.1f}{slow} | {made.served} of {result.requests}"
         f" | {_ms(made.ttft_p50_s)}, {_ms(made.ttft_p99_s)} | {_ms(made.ttft_mean_s)}"
-        f" | {_ms(own.ttft_mean_s)} | {1000 * (first or 0.0):+.1f}"
+        f" | {_ms(own.ttft_mean_s)} | {1000 * (first or 0.0):+.1f} | {late}"
         f" | {1000 * made.between_p50_s:.2f} | {1000 * made.between_mean_s:.2f}"
         f" | {1000 * own.between_mean_s:.2f} | {100 * (between or 0.0):+.2f}"
         f" | {1000 * made.e2e_p50_s:.0f} | {1000 * made.e2e_mean_s:.0f} | {1000 * own.e2e_mean_s:.0f}"

@@ -282,12 +282,12 @@ def test_the_table_has_the_errors() -> None:
     )
     failed = Result("GuideLLM", 200.0, 60, None, OWN, 3.0, "did not end within 75 s")
     first, second, third = comparison.table([failed, GOOD, off]).splitlines()[2:]
-    assert "| 20 | loadgen | 20.0 | 3 of 3 | 29.0, 50.0 | 30.0 | 28.0 | +2.0 |" in first
+    assert "| 20 | loadgen | 20.0 | 3 of 3 | 29.0, 50.0 | 30.0 | 28.0 | +2.0 | 1.0 |" in first
     assert "| 12.0 (too slow) | 2 of 3 |" in second
     assert "| +9.0 |" in second
     assert "| -4.76 |" in second
     assert "| 200 | GuideLLM | did not end within 75 s |" in third
-    assert {line.count("|") for line in comparison.table([failed, GOOD, off]).splitlines()} == {17}
+    assert {line.count("|") for line in comparison.table([failed, GOOD, off]).splitlines()} == {18}
 
 
 def test_the_cost_is_a_line_through_the_runs_that_kept_up() -> None:
