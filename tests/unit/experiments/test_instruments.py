@@ -323,6 +323,18 @@ def test_the_goals_are_those_of_loadgen(result: Result, reached: list[bool]) -> 
     assert [is_reached for _, is_reached in comparison.goals([result])] == reached
 
 
+def test_a_late_simulator_is_named_and_its_first_tokens_are_not_judged() -> None:
+    late = replace(GOOD, own=replace(OWN, delay_mean_s=0.009), figures=replace(FIGURES, ttft_mean_s=0.06))
+    assert [goal for goal, _ in comparison.goals([late])] == [
+        "loadgen at 20/s: +0.00 % between tokens, within 1 %"
+    ]
+    (note,) = comparison.notes([GOOD, late, replace(late, instrument="aiperf")])
+    assert "not judged, because the simulator itself was 9.0 ms late" in note
+    real = replace(late, own=replace(OWN, delay_mean_s=None))
+    assert [is_reached for _, is_reached in comparison.goals([real])] == [True, False]
+    assert comparison.notes([real]) == []
+
+
 def test_the_record_has_the_errors() -> None:
     made = comparison.record([GOOD, replace(GOOD, figures=None)], {"commit": "abc"})
     assert made["commit"] == "abc"
