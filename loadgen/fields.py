@@ -92,11 +92,16 @@ class Field:
         """A text that is not empty."""
         return _sure(self._node.text())
 
-    def name(self) -> str:
-        """A text that is not empty, in one printable line, for tables and messages."""
+    def line(self) -> str:
+        """A text that is not empty, in one printable line, such as a path."""
         text = self.text()
         if not text.isprintable():
             self.fail("has characters that cannot be printed", "write letters and digits in one line")
+        return text
+
+    def name(self) -> str:
+        """A short line, for tables and messages."""
+        text = self.line()
         if len(text) > LONGEST_NAME:
             self.fail(f"has {len(text)} characters", f"write at most {LONGEST_NAME}")
         return text

@@ -167,7 +167,7 @@ def _tokenizer(field: Field, folder: Path) -> Tokenizer:
     if not field.is_mapping:
         field.word(("engine",))
         return Tokenizer()
-    return Tokenizer(str(folder / field.fields(("file",), required=("file",))["file"].text()))
+    return Tokenizer(str(folder / field.fields(("file",), required=("file",))["file"].line()))
 
 
 def _spread(field: Field) -> str | tuple[float, ...]:
@@ -392,4 +392,4 @@ def _fault(item: Field, duration: float) -> Fault:
         return Fault(at, command=command)
     if "pid_file" not in fields:
         item.fail("has no pid_file", "add 'pid_file:', the file that holds the process's id")
-    return Fault(at, signal=fields["signal"].word(SIGNALS), pid_file=fields["pid_file"].text())
+    return Fault(at, signal=fields["signal"].word(SIGNALS), pid_file=fields["pid_file"].line())
