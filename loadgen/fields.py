@@ -20,6 +20,8 @@ MOST = 1e9
 MOST_SEED = (1 << 63) - 1
 """The largest seed that every reader of JSON accepts."""
 LONGEST_NAME = 200
+LEAST_TOKENS_PER_BYTE = 0.001
+"""A token of a thousand bytes. Less is treated as a typing error, because prompts would fill the memory."""
 
 
 class ScenarioError(ValueError):
