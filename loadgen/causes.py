@@ -29,12 +29,15 @@ _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (aiohttp.ClientConnectorError, "no connection"),
 )
 _RESET = (errno.ECONNRESET, errno.EPIPE)
+_FILES = (errno.EMFILE, errno.ENFILE)
 _ERROR_FIELDS = ("message", "detail", "error", "msg")
 
 
 def of_exception(error: BaseException) -> tuple[str, str]:
     """The reason and the message of a connection that could not be opened, or that ended early."""
     inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(inner, OSError) and inner.errno in _FILES:
+        return "too many open files", "this generator may open no more connections: raise 'ulimit -n'"
     found = (name for kind, name in _KINDS if isinstance(error, kind) or isinstance(inner, kind))
     is_reset = isinstance(inner, OSError) and inner.errno in _RESET
     other = "connection reset" if is_reset else type(error).__name__

@@ -14,7 +14,7 @@ from types import TracebackType
 
 import aiohttp
 
-from loadgen import causes, sse
+from loadgen import bodies, causes, sse
 from loadgen.endpoints.dialect import KEY_HEADERS, Dialect, Event
 from loadgen.endpoints.table import DIALECTS
 from loadgen.records import Attempt, Outcome
@@ -138,19 +138,13 @@ class Client:
             elif response.content_type == "text/event-stream":
                 await _streamed(attempt, stream, response)
             else:
-                _whole(attempt, to.dialect, stream, response.content_type, await _read(response))
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """The whole body. Raises ``TooLong``."""
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in response.content.iter_any():
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > MOST_BYTES:
-            raise sse.TooLong(f"the response has more than {MOST_BYTES >> 20} MiB")
-    return b"".join(chunks)
+                _whole(
+                    attempt,
+                    to.dialect,
+                    stream,
+                    response.content_type,
+                    await bodies.read(response, MOST_BYTES),
+                )
 
 
 async def _refused(attempt: Attempt, response: aiohttp.ClientResponse) -> None:

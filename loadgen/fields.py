@@ -20,6 +20,8 @@ MOST = 1e9
 MOST_SEED = (1 << 63) - 1
 """The largest seed that every reader of JSON accepts."""
 LONGEST_NAME = 200
+LEAST_TOKENS_PER_BYTE = 0.001
+"""A token of a thousand bytes. Less is treated as a typing error, because prompts would fill the memory."""
 
 
 class ScenarioError(ValueError):
@@ -92,11 +94,16 @@ class Field:
         """A text that is not empty."""
         return _sure(self._node.text())
 
-    def name(self) -> str:
-        """A text that is not empty, in one printable line, for tables and messages."""
+    def line(self) -> str:
+        """A text that is not empty, in one printable line, such as a path."""
         text = self.text()
         if not text.isprintable():
             self.fail("has characters that cannot be printed", "write letters and digits in one line")
+        return text
+
+    def name(self) -> str:
+        """A short line, for tables and messages."""
+        text = self.line()
         if len(text) > LONGEST_NAME:
             self.fail(f"has {len(text)} characters", f"write at most {LONGEST_NAME}")
         return text

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from loadgen import behaviour_fields, length_fields, prompts
 from loadgen.endpoints.table import DIALECTS
-from loadgen.fields import MOST_SEED, Field, ScenarioError, document, given
+from loadgen.fields import LEAST_TOKENS_PER_BYTE, MOST_SEED, Field, ScenarioError, document, given
 from loadgen.length_fields import LONGEST_TOKENS
 from loadgen.request_options import check_fields, extra_body, headers, secret
 from loadgen.scenario import (
@@ -48,8 +48,6 @@ MOST_CV = 20.0
 """The largest coefficient of variation: above it, a run of minutes has no or all of its requests at once."""
 LEAST_CV = 0.01
 """The smallest: below it, arrivals are those of ``constant``."""
-LEAST_TOKENS_PER_BYTE = 0.001
-"""A token of a thousand bytes. Less is treated as a typing error, because prompts would fill the memory."""
 MOST_PERIODS = 100_000
 """The most pauses of a tenant in a run."""
 SIGNALS = ("STOP", "CONT", "KILL", "TERM")
@@ -167,7 +165,7 @@ def _tokenizer(field: Field, folder: Path) -> Tokenizer:
     if not field.is_mapping:
         field.word(("engine",))
         return Tokenizer()
-    return Tokenizer(str(folder / field.fields(("file",), required=("file",))["file"].text()))
+    return Tokenizer(str(folder / field.fields(("file",), required=("file",))["file"].line()))
 
 
 def _spread(field: Field) -> str | tuple[float, ...]:
@@ -392,4 +390,4 @@ def _fault(item: Field, duration: float) -> Fault:
         return Fault(at, command=command)
     if "pid_file" not in fields:
         item.fail("has no pid_file", "add 'pid_file:', the file that holds the process's id")
-    return Fault(at, signal=fields["signal"].word(SIGNALS), pid_file=fields["pid_file"].text())
+    return Fault(at, signal=fields["signal"].word(SIGNALS), pid_file=fields["pid_file"].line())

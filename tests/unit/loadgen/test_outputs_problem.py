@@ -31,9 +31,6 @@ def test_a_record_on_a_full_disk_names_its_file() -> None:
 
 def test_a_line_on_a_full_disk_names_its_file() -> None:
     lines = Lines(FULL)
-    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
-        lines.write(Sample(0.0, "http://h/" + "x" * 10_000_000, "engine"))
-    lines = Lines(FULL)
-    lines.write(Sample(0.0, "http://h", "engine"))
+    lines.write(Sample(0.0, "http://h", "engine"))  # it stays in a buffer
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         lines.close()

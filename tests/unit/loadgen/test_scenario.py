@@ -256,6 +256,10 @@ def changed(old: str, new: str) -> str:
             changed("signal: KILL", "signal: HUP"),
             "s.yaml:33: faults[1].signal is 'HUP', which is not one of STOP",
         ),
+        (
+            changed("pid_file: engine.pid", 'pid_file: "engine\\npid"'),
+            "s.yaml:33: faults[1].pid_file has characters that cannot be printed",
+        ),
         (changed(", pid_file: engine.pid", ""), "s.yaml:33: faults[1] has no pid_file; add 'pid_file:'"),
         (
             changed("[docker, stop, engine]", "[]"),
