@@ -391,7 +391,9 @@ async def test_the_command_runs_a_scenario_and_writes_its_files(tmp_path: Path) 
     assert process.returncode == 0
     assert b"gold" in out
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"requests.jsonl", "state.jsonl", "meta.json", "summary.json", "report.html"}
+    assert names == {
+        "requests.jsonl", "state.jsonl", "meta.json", "summary.json", "summary.csv", "report.html",
+    }  # fmt: skip
     meta = msgspec.json.decode((tmp_path / "out" / META).read_bytes(), type=Meta)
     assert (meta.label, meta.name, meta.machine.cores >= 1) == ("out", "small", True)
 

@@ -11,9 +11,11 @@ from loadgen.__main__ import main
 from loadgen.outputs import OutputExists
 
 
-@pytest.mark.parametrize("name", ["meta.json", "requests.jsonl", "report.html", "rates.csv", "rate-4-run1"])
+@pytest.mark.parametrize("name", ["meta.json", "requests.jsonl", "report.html", "rates.csv", "rate-4-run1/a"])
 def test_a_folder_with_results_is_refused_and_named_with_the_fix(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
+    name = name.partition("/")[0]
     with pytest.raises(OutputExists) as raised:
         outputs.check_folder(tmp_path, force=False)
     assert str(tmp_path) in str(raised.value)
