@@ -12,7 +12,10 @@ import ssl
 import aiohttp
 import msgspec
 
+from loadgen.decoding import UNDECODABLE
+
 MOST_MESSAGE = 240
+MOST_NAME = 60
 _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (aiohttp.ClientConnectorDNSError, "unknown host"),
     (aiohttp.ClientSSLError, "TLS error"),
@@ -58,7 +61,7 @@ def message(content: bytes) -> str:
     """The message of an error response: the field for it if the content is JSON, or else its beginning."""
     try:
         found = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return line(_text(content))
     while isinstance(found, dict) and (name := next((n for n in _ERROR_FIELDS if found.get(n)), None)):
         found = found[name]
@@ -69,6 +72,12 @@ def line(text: str) -> str:
     """Text as one printable line, so that a server cannot control a terminal. Long text is cut."""
     plain = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return plain if len(plain) <= MOST_MESSAGE else f"{plain[: MOST_MESSAGE - 3]}..."
+
+
+def name(text: str) -> str:
+    """A reason of a server as a short printable line."""
+    plain = line(text)
+    return plain if len(plain) <= MOST_NAME else f"{plain[: MOST_NAME - 3]}..."
 
 
 def without(text: str, key: str | None) -> str:

@@ -54,6 +54,8 @@ from loadgen.tls import Tls
 from loadgen.trust import complaints
 
 HEAD_START_S = 0.05
+MOST_DOUBLINGS = 64
+"""The most doublings of the wait between attempts."""
 _WANTED = (Outcome.SERVED, Outcome.CANCELLED)
 """Endings after which a client goes on without a wait."""
 _RETRIED = (Outcome.SHED, Outcome.UNAVAILABLE)
@@ -82,7 +84,8 @@ def backoff(retries: Retries, attempt: int, asked_s: float | None, jitter: float
     """The client's wait after its ``attempt``-th attempt, s. ``jitter`` is from 0 to 1."""
     if retries.honour_retry_after and asked_s is not None:
         return asked_s
-    return min(retries.wait_s * 2.0 ** (attempt - 1), LONGEST_WAIT_S) * (0.75 + jitter / 4)
+    # The doubling is bounded, because a float has no 2 ** 1024.
+    return min(retries.wait_s * 2.0 ** min(attempt - 1, MOST_DOUBLINGS), LONGEST_WAIT_S) * (0.75 + jitter / 4)
 
 
 class Runner:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from loadgen.decoding import UNDECODABLE
 from loadgen.records import EntitlementSample, Lines, Sample, numbers
 
 INTERVAL_S = 0.5
@@ -44,7 +45,7 @@ def samples(content: bytes, at_s: float, source: str) -> list[Sample]:
         return [Sample(at_s, source, "engine", engine=engine)] if engine else []
     try:
         page = msgspec.json.decode(content)
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return []
     if isinstance(pools := page.get("pools"), dict):
         return [

@@ -14,6 +14,7 @@ from typing import NoReturn, Protocol
 import aiohttp
 import msgspec
 
+from loadgen.decoding import UNDECODABLE
 from loadgen.fields import ScenarioError
 from loadgen.scenario import Scenario
 
@@ -65,7 +66,7 @@ class EngineCounter:
                 if response.status != 200:
                     self._fail(f"answered {response.status}: {_shown(content)}")
                 return msgspec.json.decode(content, type=_Counted).count
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             self._fail(f"has no count in its answer ({error})")
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             self._fail(f"cannot be reached ({error or type(error).__name__})")

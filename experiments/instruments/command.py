@@ -24,7 +24,7 @@ from experiments.instruments.workload import Workload
 from loadgen.records import machine, versions
 
 OUT = Path(__file__).parents[2] / "out" / "instruments"
-RATES = {"simulator": (5.0, 20.0, 50.0, 100.0, 200.0, 300.0), "vllm": (1.0, 2.0, 4.0)}
+RATES = {"simulator": (5.0, 20.0, 50.0, 100.0, 200.0, 300.0), "vllm": (2.0, 4.0)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

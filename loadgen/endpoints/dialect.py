@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from loadgen.decoding import UNDECODABLE
 from loadgen.sse import Failure, Usage
 
 Piece = str | msgspec.Raw
@@ -66,7 +67,7 @@ def decoder(kind: type[_Body]) -> Callable[[bytes], _Body | None]:
     def read(data: bytes) -> _Body | None:
         try:
             return decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNDECODABLE:
             return None
 
     return read

@@ -141,6 +141,8 @@ async def test_no_process_outlives_a_parent_that_is_killed(tmp_path: Path) -> No
         process.kill()
         while any(Path(f"/proc/{pid}/cwd").exists() for pid in left):
             await asyncio.sleep(0.02)
+        _, error = await process.communicate()
+    assert b"Traceback" not in error
 
 
 async def test_the_error_of_a_process_is_told(tmp_path: Path) -> None:
