@@ -267,7 +267,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
     steps = Steps(_order(arguments), lambda order: performed(order, arguments.processes).run)
     result = sweep(steps, arguments, partial(print, flush=True))
     print(outcome.told(steps, result))
-    return INTERRUPTED if steps.is_interrupted else 0
+    if steps.is_interrupted:
+        return INTERRUPTED
+    return 0 if any(point.summary.served for point in steps.points.values()) else FAILED
 
 
 def _capacity(arguments: argparse.Namespace) -> int:

@@ -116,8 +116,9 @@ class Client:
             attempt.outcome, attempt.reason, attempt.message = stream.ending(*causes.of_exception(error))
         finally:
             attempt.end_s = self._clock()
-            for secret in to.secrets:
-                attempt.message = causes.without(attempt.message, secret)
+            if attempt.message:
+                for secret in to.secrets:
+                    attempt.message = causes.without(attempt.message, secret)
             stream.close()
         return stream.answer
 

@@ -111,6 +111,22 @@ async def test_the_same_seed_sends_the_same_bytes(tmp_path: Path) -> None:
     assert len(set(bodies[0])) == 10
 
 
+async def test_delays_in_the_warm_up_do_not_count(tmp_path: Path) -> None:
+    async def blocks(received: Received, request: web.Request) -> web.StreamResponse:
+        if len(server.received) == 1:
+            time.sleep(0.15)  # the generator is in the same loop, so it is late
+        return await stream(received, request)
+
+    server = Server(blocks)
+    async with server.running():
+        run = await measured(tmp_path, short(warm_up_s=0.3), server)
+    late = {True: [0.0], False: [0.0]}
+    for each in run.attempts:
+        late[each.is_measured].append(each.sent_s - each.due_s)
+    assert max(late[False]) > 0.05
+    assert run.meta.lag_max_s == pytest.approx(max(late[True]))
+
+
 async def test_unary_responses_are_measured_as_a_whole(tmp_path: Path) -> None:
     async def whole(received: Received, request: web.Request) -> web.StreamResponse:
         usage = {"prompt_tokens": 16, "completion_tokens": 4}
