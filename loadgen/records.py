@@ -23,6 +23,8 @@ _Record = TypeVar("_Record")
 REQUESTS, STATE, META, SUMMARY, GOALS, REPORT = (
     "requests.jsonl", "state.jsonl", "meta.json", "summary.json", "goals.json", "report.html",
 )  # fmt: skip
+PARTS = "parts"
+"""The folder of the files of several processes, until they are merged."""
 _PACKAGES = ("tokenpool", "aiohttp", "uvloop", "msgspec")
 _encode = msgspec.json.Encoder().encode
 

@@ -18,7 +18,7 @@ import uvloop
 
 from loadgen.processes import link
 from loadgen.processes.link import Done, Message, Reached, Ready
-from loadgen.records import Outcome
+from loadgen.records import PARTS, Outcome
 from loadgen.run import Order, Runner
 
 INTERVAL_S = 0.25
@@ -95,7 +95,7 @@ def _exactly(source: BinaryIO, size: int) -> bytes:
 
 def folder(out: Path, index: int) -> Path:
     """The folder of a part's files, within the folder of the run."""
-    return out / "parts" / str(index)
+    return out / PARTS / str(index)
 
 
 if __name__ == "__main__":

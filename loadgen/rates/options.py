@@ -16,17 +16,17 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         type=rates,
         metavar="R,R,…",
         help="requests per second of all tenants together, such as 1,2,4; 'auto' starts with the scenario's "
-        "own rate, and looks for the knee [auto]",
+        "own rate, and looks for the knee (default: auto)",
     )
     parser.add_argument(
         "--resolution",
         type=share,
         default=0.2,
         metavar="SHARE",
-        help="with auto: the widest gap between the rates beside the knee [20%%]",
+        help="with auto: the widest gap between the rates beside the knee, such as 0.2 or 20%% (default)",
     )
     parser.add_argument(
-        "--most-runs", type=count, default=12, metavar="N", help="with auto: the most runs [12]"
+        "--most-runs", type=count, default=12, metavar="N", help="with auto: the most runs (default: 12)"
     )
 
 
@@ -51,21 +51,21 @@ def add_capacity_options(parser: argparse.ArgumentParser) -> None:
         type=share,
         default=0.05,
         metavar="SHARE",
-        help="stop when the rates below and above the capacity differ by less [5%%]",
+        help="stop when the rates below and above the capacity differ by less, such as 0.05 or 5%% (default)",
     )
     parser.add_argument(
         "--most-runs",
         type=count,
         default=3,
         metavar="N",
-        help="the most runs of one rate while the interval of a goal includes its bound [3]",
+        help="the most runs of one rate while the interval of a goal includes its bound (default: 3)",
     )
     parser.add_argument(
         "--most-time",
         type=positive,
         default=3600.0,
         metavar="SECONDS",
-        help="begin no run that would end later [3600]",
+        help="begin no run that would end later (default: 3600)",
     )
 
 

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from loadgen import reading
-from loadgen.__main__ import _parser
+from loadgen.options import make_parser
 from tests.support.programs import program
 from tokenpool.poolfile.reading import parse
 
@@ -216,7 +216,7 @@ def test_the_load_test_is_a_valid_command_outside_the_default_profile() -> None:
 def loadgen_command(**environment: str) -> Any:
     service = read_by_compose(**environment)["services"]["loadgen"]
     assert service["entrypoint"] == ["loadgen"]
-    return _parser().parse_args(service["command"])
+    return make_parser().parse_args(service["command"])
 
 
 def test_the_pool_file_has_the_keys_of_the_overload_scenario() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from loadgen.__main__ import _parser
+from loadgen.options import make_parser
 from loadgen.reading import parse
 from tests.integration.k8s.rendering import K8S, LOADGEN, Json, documents, objects
 
@@ -27,7 +27,7 @@ POD: Json = JOB["template"]["spec"]
 def arguments() -> Any:
     program, *words = [*CONTAINER["command"], *CONTAINER["args"]]
     assert program == "loadgen"
-    return _parser().parse_args(words)
+    return make_parser().parse_args(words)
 
 
 def test_the_scenario_is_valid_and_ends_before_the_deadline() -> None:

@@ -1,0 +1,56 @@
+"""The files of earlier results: no command overwrites them without ``--force``."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from loadgen.rates import report as rates
+from loadgen.records import GOALS, META, PARTS, REPORT, REQUESTS, STATE, SUMMARY
+
+RESULTS = frozenset(
+    {REQUESTS, STATE, META, SUMMARY, GOALS, REPORT, PARTS, rates.REPORT, rates.DATA, rates.TABLE}
+)
+"""The names that ``run``, ``sweep`` and ``capacity`` write into their folder."""
+RATES = "rate-*-run*"
+"""The folders of the runs of ``sweep`` and ``capacity``."""
+
+
+class OutputExists(Exception):
+    """Results would be overwritten. The text names the path and the fix."""
+
+
+def check_file(path: Path, *, force: bool) -> None:
+    """Raise ``OutputExists`` if a file is there and must stay."""
+    if path.is_dir():
+        raise OutputExists(f"--out: {path} is a folder; name a file")
+    if path.exists() and not force:
+        raise OutputExists(f"--out: {path} exists; give another --out, or --force to overwrite it")
+
+
+def check_folder(folder: Path, *, force: bool) -> None:
+    """Raise ``OutputExists`` if a folder has results that must stay."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputExists(f"--out: {folder} is a file; name a folder")
+    found = earlier(folder)
+    if found and not force:
+        raise OutputExists(
+            f"--out: {folder} has the results of an earlier run ({found[0].name}); give another --out, or "
+            "--force to delete them"
+        )
+
+
+def clear(folder: Path) -> None:
+    """Delete earlier results, so that none of them is taken for a new one. Other files stay."""
+    for path in earlier(folder):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def earlier(folder: Path) -> list[Path]:
+    """The results in a folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name in RESULTS or path.match(RATES))
