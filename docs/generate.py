@@ -28,6 +28,8 @@ import cli.__main__
 import cli.completion
 import coordinator.settings
 import injector.settings
+import loadgen.engine.__main__
+import loadgen.options
 import sidecar.settings
 from coordinator import telemetry as coordinator_telemetry
 from coordinator.admin import Admin as CoordinatorAdmin
@@ -37,7 +39,7 @@ from injector.app import Injector
 from injector.decisions import Reason as InjectorReason
 from injector.settings import Allow
 from injector.telemetry import Telemetry as InjectorTelemetry
-from loadgen.described import FIELDS as SCENARIO_FIELDS
+from loadgen import described as scenario_fields
 from runtime import options
 from runtime.build import BuildInfo
 from runtime.exposition import Family
@@ -135,7 +137,7 @@ def options_page() -> str:
     parts = [
         "Every option is also an environment variable; the command line wins. Give a switch a value to turn"
         " it off: `--slo-feedback false`. [Defaults](../defaults.md) has the reason and the measurement for"
-        " each default. `loadgen` has its options in `loadgen COMMAND --help`."
+        " each default. [loadgen.md](loadgen.md) has the options of `loadgen`."
     ]
     for program, records in PROGRAMS.items():
         rows = [
@@ -209,15 +211,49 @@ def pool_file_page() -> str:
 
 def scenario_page() -> str:
     """Every field of a scenario."""
-    rows = [(f"`{path}`", kind, default, meaning) for path, kind, default, meaning in SCENARIO_FIELDS]
+    heads = ("field", "type", "unit", "bounds", "default", "meaning")
+    parts: list[str] = []
+    for title, found in scenario_fields.SECTIONS.items():
+        rows = [(f"`{each.path}`", *map(str, each[1:])) for each in found]
+        parts += [f"## {title}", table(heads, rows)]
     return page(
         "Scenarios of loadgen",
         "`loadgen/described.py`",
-        "[loadgen](../loadgen.md) runs scenarios. `loadgen check FILE` validates one and explains it. The"
-        " first problem ends the reading: it names the line and the fix. Unknown and repeated fields are"
-        " errors.",
-        table(("field", "type and unit", "default", "meaning"), rows),
+        "[loadgen](../loadgen.md) runs scenarios; [examples](../loadgen/scenarios.md#examples) are complete"
+        " ones. `loadgen check FILE` validates one and explains it. The first problem ends the reading: it"
+        " names the line and the fix. Unknown and repeated fields are errors.",
+        *parts,
+        "## Further distributions",
         "Distributions of `output`, `later_input` and `later_output` have the fields of `input`.",
+    )
+
+
+# --- commands of loadgen ---
+
+
+def loadgen_page() -> str:
+    """Every option of every command of loadgen."""
+    parsers = cli.completion.commands(loadgen.options.make_parser(), "loadgen ")
+    parsers["loadgen engine "] = loadgen.engine.__main__.make_parser()
+    del parsers["loadgen"]
+    parts: list[str] = []
+    for name, parser in parsers.items():
+        rows = [
+            (f"`{_spelled(each)}`", "yes" if each.required else "", sentence(_expanded(each)))
+            for each in parser._actions  # noqa: SLF001 - argparse has no public list of arguments
+            if each.dest != "help"
+        ]
+        parts += [
+            f"## {name.strip()}",
+            parser.description or "",
+            table(("argument", "required", "meaning"), rows),
+        ]
+    return page(
+        "Commands of loadgen",
+        "`loadgen/options.py`, `loadgen/rates/options.py` and `loadgen/engine/__main__.py`",
+        "`loadgen COMMAND --help` prints the same. [loadgen](../loadgen.md) has the commands at work, and"
+        " [pipelines](../loadgen/pipelines.md) the exit statuses. Defaults are in brackets.",
+        *parts,
     )
 
 
@@ -498,6 +534,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "commands.md": commands_page,
     "pool-file.md": pool_file_page,
     "scenario.md": scenario_page,
+    "loadgen.md": loadgen_page,
     "metrics.md": metrics_page,
     "routes.md": routes_page,
     "errors.md": errors_page,

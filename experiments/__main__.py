@@ -39,6 +39,7 @@ from experiments import (
     workloads,
 )
 from experiments.attacks import KINDS
+from experiments.instruments import command as instruments
 from loadgen.records import machine, versions
 from toolbox.processes import module
 
@@ -51,6 +52,7 @@ SOAK = "soak"
 EVERY = (*WHAT, SOAK)
 SEPARATE = {
     "coverage": coverage.main,
+    "instruments": instruments.main,
     "one-pool": one_pool.main,
     "prefix-caches": prefix_caches.main,
     "quotas": quotas.main,

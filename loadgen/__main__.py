@@ -108,7 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
     asked = [goals.parse(text) for text in arguments.fail_on]
     order = _order(arguments, asked)
     outputs.clear(order.out)
-    done = performed(order, arguments.processes, asked)
+    done = performed(order, arguments.processes, asked, arguments.export)
     print(report.text(done.run.meta, done.summary, done.goals))
     print(f"The report is {order.out / REPORT}")
     if done.run.meta.is_interrupted:
@@ -156,7 +156,7 @@ def _steps(arguments: argparse.Namespace, asked: Sequence[Goal] = ()) -> Steps:
     order = _order(arguments, asked)
     own_rate(order.scenario)  # a scenario without a rate is refused before results are deleted
     outputs.clear(order.out)
-    return Steps(order, lambda order: performed(order, arguments.processes).run)
+    return Steps(order, lambda order: performed(order, arguments.processes, (), arguments.export).run)
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

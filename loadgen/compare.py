@@ -16,13 +16,14 @@ from loadgen import regressions as regression_words
 from loadgen import words
 from loadgen.goals import tenants
 from loadgen.intervals import LEAST_RUNS, across
+from loadgen.latencies import Latencies, latencies, over_time
+from loadgen.notes import notes
 from loadgen.page import page, plots, warning
 from loadgen.plots import Band, Bar, Frame, Series, curves, intervals
 from loadgen.records import Meta, Outcome, Run
 from loadgen.regressions import Regression, RegressionResult
-from loadgen.report import notes, percentile_points, waits_by_tenant
 from loadgen.statistics import Estimate, Windows, nice_width
-from loadgen.summary import EVERYONE, MEASURES, WHOLE, Cell, Summary, is_rate
+from loadgen.summary import EVERYONE, MEASURES, WHOLE, Cell, Summary, is_rate, requests
 
 SHOWN = ("TTFT p50", "TTFT p99", "gap p99", "e2e p99", "out tok/s", "tok/s")
 SHORT = ("TTFT p50", "TTFT p99", "tok/s")
@@ -210,19 +211,20 @@ def html(compared: Sequence[Group], judged: Sequence[RegressionResult] = ()) -> 
     title = " / ".join(group.label for group in compared)
     tenants = list(dict.fromkeys(row.tenant for row in made if row.tenant != EVERYONE))
     lines = [_line(row) for row in made]
+    first = [(group.runs[0], _latencies(group.runs[0])) for group in compared]
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(_setting(compared))}</p>',
         *map(warning, _notes(compared)),
         *_regressions(judged),
         "<h2>In numbers</h2>",
-        words.html_table((*_HEAD, *SHOWN), lines, _legend(compared), left=3),
+        words.html_table((*_HEAD, *SHOWN), lines, _legend(compared), label="Comparison", left=3),
         "<h2>99th percentile of the time to first token</h2>",
         '<p class="soft note">Lines: the 95 % confidence interval, within a single run or across several '
         "runs.</p>",
         plots([_bars(tenant, made, compared) for tenant in tenants], pairs=True),
         "<h2>The same over time</h2>",
-        plots([_over_time(tenant, compared) for tenant in tenants], pairs=True),
+        plots([_over_time(tenant, first) for tenant in tenants], pairs=True),
     ]
     return page(f"{title}: comparison of runs", parts)
 
@@ -232,7 +234,10 @@ def _regressions(judged: Sequence[RegressionResult]) -> list[str]:
         return []
     note = "Against the first label. Square brackets: the 95 % confidence interval."
     lines = regression_words.rows(judged)
-    return ["<h2>Regressions</h2>", words.html_table(regression_words.HEAD, lines, note, left=3)]
+    return [
+        "<h2>Regressions</h2>",
+        words.html_table(regression_words.HEAD, lines, note, label="Regressions", left=3),
+    ]
 
 
 def _setting(compared: Sequence[Group]) -> str:
@@ -257,17 +262,18 @@ def _bars(tenant: str, made: Sequence[Row], compared: Sequence[Group]) -> str:
     return intervals(tenant, bars, unit="s", is_log=True)
 
 
-def _over_time(tenant: str, compared: Sequence[Group]) -> str:
+def _latencies(run: Run) -> dict[str, Latencies]:
+    return latencies(run.meta, [tries[-1] for tries in requests(run.attempts)])
+
+
+def _over_time(tenant: str, first: Sequence[tuple[Run, dict[str, Latencies]]]) -> str:
     """The first run of each label."""
-    first = [group.runs[0] for group in compared]
-    until = max(run.meta.duration_s for run in first)
+    until = max(run.meta.duration_s for run, _ in first)
     windows = Windows(until, nice_width(until, 32))
     series = [
-        Series(
-            run.meta.label, percentile_points(waits_by_tenant(run).get(tenant, []), windows, 0.99), i, i % 3
-        )
-        for i, run in enumerate(first)
+        Series(run.meta.label, over_time(made.get(tenant, Latencies()).ttft, windows, 0.99), i, i % 3)
+        for i, (run, made) in enumerate(first)
     ]
-    bands = tuple(Band(p.name, p.from_s, p.to_s) for p in first[0].meta.phases)
+    bands = tuple(Band(p.name, p.from_s, p.to_s) for p in first[0][0].meta.phases)
     title = f"{tenant}, per {windows.width_s:g} s, first run of each"
     return curves(title, series, Frame(until, bands), unit="s", is_log=True, is_half=True)

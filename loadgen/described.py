@@ -1,260 +1,433 @@
-"""The description of every scenario field: type, default and meaning, for the reference page.
+"""The description of every scenario field: type, unit, bounds, default and meaning, for the reference page.
 
-``docs/generate.py`` makes ``docs/reference/scenario.md`` from it. A test compares the fields with the fields
-that ``reading`` accepts.
+``docs/generate.py`` makes ``docs/reference/scenario.md`` from it. Tests compare the fields and their bounds
+with what ``reading`` accepts.
 """
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 from loadgen.behaviour_fields import MOST_TURNS
+from loadgen.length_fields import LONGEST_TOKENS
 from loadgen.reading import MOST_BATCH, MOST_CV, SIGNALS
 from loadgen.scenario import Endpoint, PromptForm, Retries
-from tokenpool.poolfile.described import REQUIRED, Described
+from loadgen.workloads.sharegpt import Turns
+from tokenpool.poolfile.described import REQUIRED
 
-_LENGTHS = "tokens, or a distribution"
-_RATE = "requests per second, above 0"
-_S = "seconds"
-_ENDPOINTS = ", ".join(f"`{each}`" for each in Endpoint)
-_FORMS = ", ".join(f"`{each}`" for each in PromptForm)
-_RETRIES = Retries()
+
+class Bounds(NamedTuple):
+    """The bounds of a number."""
+
+    least: float = 0.0
+    most: float = math.inf
+    is_above: bool = False
+    """Whether the number must be more than ``least``."""
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.is_above else 'at least'} {self.least:.10g}"
+        return low if math.isinf(self.most) else f"{low}, at most {self.most:.10g}"
+
+
+class ScenarioField(NamedTuple):
+    """One field. ``path`` has ``[]`` for the items of a list."""
+
+    path: str
+    kind: str
+    """The type, or the allowed words."""
+    unit: str
+    bounds: Bounds | str
+    default: str
+    """The default as written in the file; ``REQUIRED`` if there is none."""
+    meaning: str
+
+
+def _words(words: tuple[str, ...]) -> str:
+    return ", ".join(f"`{each}`" for each in words)
+
+
+def _text(path: str, default: str, meaning: str, kind: str = "text") -> ScenarioField:
+    return ScenarioField(path, kind, "", "", default, meaning)
+
+
+def _truth(path: str, default: str, meaning: str) -> ScenarioField:
+    return ScenarioField(path, "true or false", "", "", default, meaning)
+
+
+def _mapping(path: str, default: str, meaning: str, kind: str = "mapping") -> ScenarioField:
+    return ScenarioField(path, kind, "", "", default, meaning)
+
+
+def _seconds(path: str, default: str, meaning: str, bounds: Bounds | str = Bounds()) -> ScenarioField:  # noqa: B008
+    return ScenarioField(path, "number", "s", bounds, default, meaning)
+
+
+def _lengths(path: str, default: str, meaning: str) -> ScenarioField:
+    return ScenarioField(path, "whole number, or a distribution", "tokens", _TOKENS, default, meaning)
+
+
+def _tokens(path: str, default: str, meaning: str) -> ScenarioField:
+    return ScenarioField(path, "whole number", "tokens", _TOKENS, default, meaning)
+
+
+def _rate(path: str, meaning: str, bounds: Bounds = Bounds(is_above=True)) -> ScenarioField:  # noqa: B008
+    return ScenarioField(path, "number", "requests/s", bounds, REQUIRED, meaning)
+
+
+_ABOVE = Bounds(is_above=True)
+_TOKENS = Bounds(1, LONGEST_TOKENS)
 _SECRET = "text, or `{env: NAME}`"
+_RETRIES = Retries()
+_WITHIN = "at least 0, at most `duration_s`"
 
 _TOP = (
-    Described("name", "text", REQUIRED, "The name in reports."),
-    Described("model", "text", REQUIRED, "The model that requests name."),
-    Described("duration_s", f"{_S}, above 0", REQUIRED, "The duration of the arrivals."),
-    Described("tenants", "list, at least one", REQUIRED, "Who sends requests."),
-    Described("seed", "whole number", "0", "Decides arrivals, lengths and prompts."),
-    Described(
-        "endpoint", _ENDPOINTS, f"`{Endpoint.COMPLETIONS}`", "The API of all tenants without their own."
+    _text("name", REQUIRED, "The name in reports."),
+    _text("model", REQUIRED, "The model that requests name."),
+    _seconds("duration_s", REQUIRED, "The duration of the arrivals.", _ABOVE),
+    _mapping("tenants", REQUIRED, "Who sends requests.", "list, at least one"),
+    ScenarioField("seed", "whole number", "", Bounds(), "0", "Decides arrivals, lengths and prompts."),
+    _text(
+        "endpoint",
+        f"`{Endpoint.COMPLETIONS}`",
+        "The API of all tenants without their own.",
+        _words(tuple(Endpoint)),
     ),
-    Described("route", "as `endpoint`", "", "The former name of `endpoint`."),
-    Described("stream", "true or false", "true", "Whether answers are streamed."),
-    Described(
+    _text("route", "none", "The former name of `endpoint`.", "as `endpoint`"),
+    _truth("stream", "true", "Whether answers are streamed."),
+    _text(
         "prompt",
-        _FORMS,
-        f"`{PromptForm.IDS}`, or `{PromptForm.TEXT}` where the endpoint takes no ids",
+        f"`{PromptForm.IDS}`, or `{PromptForm.TEXT}` where the endpoint takes no ids, or with `tokenizer`",
         "Token ids have exact lengths. Text has about the length that `tokens_per_byte` says.",
+        _words(tuple(PromptForm)),
     ),
-    Described("tokens_per_byte", "number above 0", "0.25", "The tokens of a byte of text."),
-    Described(
+    ScenarioField(
+        "tokens_per_byte", "number", "tokens per byte", _ABOVE, "0.25", "The tokens of a byte of text."
+    ),
+    _mapping(
         "tokenizer",
-        "`engine`, or a mapping",
         "none",
         "Makes texts of exact lengths: by `/tokenize` of the engine, or by a file "
         "([exact lengths](../workloads.md#exact-lengths)).",
+        "`engine`, or a mapping",
     ),
-    Described("tokenizer.file", "path", REQUIRED, "A `tokenizer.json`, for the library `tokenizers`."),
-    Described("timeout_s", f"{_S}, above 0", "120", "The time limit of an attempt."),
-    Described("drain_s", _S, "`timeout_s`", "The time limit for answers after the last arrival."),
-    Described(
+    _text("tokenizer.file", REQUIRED, "A `tokenizer.json`, for the library `tokenizers`.", "path"),
+    _seconds("timeout_s", "120", "The time limit of an attempt.", _ABOVE),
+    _seconds("drain_s", "`timeout_s`", "The time limit for answers after the last arrival."),
+    ScenarioField(
         "spread",
         "`round_robin`, `random`, or a list of weights",
+        "",
+        "weights at least 0, one of them above 0",
         "`round_robin`",
         "The distribution over the URLs. Weights are in the order of `--url`.",
     ),
-    Described(
+    _seconds(
         "warm_up_s",
-        _S,
         "0",
         "Requests that are due in this time from the start do not count. They stay in `requests.jsonl`, "
         "marked with `is_measured: false`.",
+        "at least 0; with `cool_down_s`, less than `duration_s`",
     ),
-    Described("cool_down_s", _S, "0", "The same for the time before the end of the arrivals."),
-    Described(
-        "phases", "list", "none", "Spans of time with their own rates and their own rows in the report."
+    _seconds(
+        "cool_down_s",
+        "0",
+        "The same for the time before the end of the arrivals.",
+        "at least 0; with `warm_up_s`, less than `duration_s`",
     ),
-    Described("faults", "list", "none", "Faults of the system. They need `--allow-faults`."),
+    _mapping(
+        "phases", "none", "Spans of time with their own rates and their own rows in the report.", "list"
+    ),
+    _mapping("faults", "none", "Faults of the system. They need `--allow-faults`.", "list"),
 )
 _TENANT = (
-    Described("tenants[].name", "text", REQUIRED, "Names are unique."),
-    Described(
-        "tenants[].arrivals", "one of the mappings below", "the times of `trace`", "When requests are due."
+    _text("tenants[].name", REQUIRED, "Names are unique."),
+    _text(
+        "tenants[].key",
+        "none",
+        "The API key. `env` names an environment variable. No result has it.",
+        _SECRET,
     ),
-    Described(
+    _text("tenants[].tier", "none", "For the report and for goals."),
+    _mapping(
+        "tenants[].arrivals", "the times of `trace`", "When requests are due.", "[one mapping](#arrivals)"
+    ),
+    _mapping(
         "tenants[].trace",
-        "one of the mappings below",
         "none",
         "The requests of a file, instead of drawn ones ([recorded workloads](../workloads.md)).",
+        "[one mapping](#traces)",
     ),
-    Described(
+    _lengths(
         "tenants[].input",
-        _LENGTHS,
         "required without `trace`",
         "The length of prompts; of conversations, the new tokens of each turn.",
     ),
-    Described("tenants[].output", _LENGTHS, "required without `trace`", "The length of answers."),
-    Described("tenants[].key", _SECRET, "none", "The API key. No result contains it."),
-    Described("tenants[].tier", "text", "none", "For the report and for goals."),
-    Described("tenants[].slo", "mapping", "none", "The goals of each request, for goodput. At least one."),
-    Described("tenants[].slo.ttft_ms", "milliseconds, above 0", "none", "Time to first token."),
-    Described(
-        "tenants[].slo.tpot_ms", "milliseconds, above 0", "none", "Time per output token after the first."
+    _lengths("tenants[].output", "required without `trace`", "The length of answers."),
+    _seconds("tenants[].starts_s", "0", "The start of the arrivals."),
+    _seconds("tenants[].ends_s", "`duration_s`", "The end of the arrivals.", "above `starts_s`"),
+)
+_BEHAVIOUR = (
+    _mapping("tenants[].slo", "none", "The goals of each request, for goodput. At least one."),
+    *(
+        ScenarioField(f"tenants[].slo.{name}", "number", "ms", _ABOVE, "none", meaning)
+        for name, meaning in (
+            ("ttft_ms", "Time to first token."),
+            ("tpot_ms", "Time per output token after the first."),
+            ("e2e_ms", "Time until the end of the answer."),
+        )
     ),
-    Described("tenants[].slo.e2e_ms", "milliseconds, above 0", "none", "Time until the end of the answer."),
-    Described(
-        "tenants[].prefix", "mapping", "none", "A shared beginning of prompts, such as a system prompt."
+    _mapping("tenants[].prefix", "none", "A shared beginning of prompts, such as a system prompt."),
+    _tokens("tenants[].prefix.tokens", REQUIRED, "Its length. `input` includes it."),
+    ScenarioField(
+        "tenants[].prefix.share", "number", "", Bounds(0, 1), "1", "The share of requests that have it."
     ),
-    Described("tenants[].prefix.tokens", "tokens, at least 1", REQUIRED, "Its length. `input` includes it."),
-    Described("tenants[].prefix.share", "0 to 1", "1", "The share of requests that have it."),
-    Described("tenants[].prefix.name", "text", "the tenant's name", "Tenants with one name share it."),
-    Described("tenants[].retries", "mapping", "none", "What clients do after a 429, a 503 or no connection."),
-    Described("tenants[].retries.most", "whole number", str(_RETRIES.most), "Attempts after the first."),
-    Described(
+    _text("tenants[].prefix.name", "the tenant's name", "Tenants with one name share it."),
+    _mapping("tenants[].retries", "none", "What clients do after a 429, a 503 or no connection."),
+    ScenarioField(
+        "tenants[].retries.most",
+        "whole number",
+        "attempts",
+        Bounds(),
+        str(_RETRIES.most),
+        "Attempts after the first.",
+    ),
+    _truth(
         "tenants[].retries.honour_retry_after",
-        "true or false",
         str(_RETRIES.honour_retry_after).lower(),
         "Whether the wait is that of `Retry-After`.",
     ),
-    Described(
+    _seconds(
         "tenants[].retries.wait_s",
-        _S,
         f"{_RETRIES.wait_s:g}",
         "The first wait without `Retry-After`. It doubles each time.",
     ),
-    Described("tenants[].priority", "whole number", "none", "vLLM's `priority`."),
-    Described("tenants[].starts_s", _S, "0", "The start of the arrivals."),
-    Described("tenants[].ends_s", f"{_S}, after `starts_s`", "`duration_s`", "The end of the arrivals."),
-    Described(
+    _mapping(
         "tenants[].cancel",
-        "mapping",
         "none",
-        "Requests that the client ends itself. They count on their own, not as failures.",
+        "Requests that the client ends itself. They count on their own, not as failures. It has `share` and "
+        "one of the other two.",
     ),
-    Described("tenants[].cancel.share", "above 0, at most 1", REQUIRED, "The share of requests."),
-    Described("tenants[].cancel.after_s", f"{_S}, above 0", "none", "The time after the sending, or else:"),
-    Described(
-        "tenants[].cancel.after_tokens", "tokens, at least 1", "none", "The received tokens of a stream."
+    ScenarioField(
+        "tenants[].cancel.share", "number", "", Bounds(0, 1, True), REQUIRED, "The share of requests."
     ),
-    Described(
+    _seconds("tenants[].cancel.after_s", "none", "The time after the sending.", _ABOVE),
+    _tokens("tenants[].cancel.after_tokens", "none", "The received tokens of a stream."),
+    _mapping(
         "tenants[].conversation",
-        "mapping",
         "none",
         "Requests come in conversations. `arrivals` are their starts. Each turn sends the earlier turns with "
         "the received answers. It ends early after a refusal or a failure.",
     ),
-    Described(
+    ScenarioField(
         "tenants[].conversation.turns",
-        f"1 to {MOST_TURNS}, or `uniform`",
+        "whole number, or `uniform`",
+        "turns",
+        Bounds(1, MOST_TURNS),
         REQUIRED,
         "The turns of a conversation, such as `{uniform: {least: 2, most: 6}}`.",
     ),
-    Described(
+    _seconds(
         "tenants[].conversation.think_s",
-        f"{_S}, `exponential` or `uniform`",
         REQUIRED,
-        "The pause between an answer and the next turn, such as `{exponential: {mean: 5}}`.",
+        "The pause between an answer and the next turn: a number, `{exponential: {mean: 5}}` or "
+        "`{uniform: {least: 2, most: 9}}`.",
     ),
-    Described(
-        "tenants[].conversation.later_input", _LENGTHS, "`input`", "New tokens of the turns after the first."
+    _lengths("tenants[].conversation.later_input", "`input`", "New tokens of the turns after the first."),
+    _lengths("tenants[].conversation.later_output", "`output`", "Answers of the turns after the first."),
+)
+_REQUESTS = (
+    _text("tenants[].endpoint", "the scenario's", "The API of this tenant.", _words(tuple(Endpoint))),
+    _text("tenants[].model", "the scenario's", "Another model, such as a LoRA adapter."),
+    ScenarioField("tenants[].priority", "whole number", "", Bounds(-(1 << 31)), "none", "vLLM's `priority`."),
+    _truth("tenants[].ignore_eos", "true", "Whether `output` sets the length, or only its bound."),
+    ScenarioField(
+        "tenants[].batch",
+        "whole number",
+        "texts",
+        Bounds(1, MOST_BATCH),
+        "1 for embeddings, 10 for reranking",
+        "Inputs of a request.",
     ),
-    Described(
-        "tenants[].conversation.later_output", _LENGTHS, "`output`", "Answers of the turns after the first."
+    _mapping(
+        "tenants[].headers", "none", f"Further headers. A value is a {_SECRET}.", "mapping of names to values"
     ),
-    Described("tenants[].endpoint", _ENDPOINTS, "the scenario's", "The API of this tenant."),
-    Described("tenants[].model", "text", "the scenario's", "Another model, such as a LoRA adapter."),
-    Described(
-        "tenants[].ignore_eos",
-        "true or false",
-        "true",
-        "Whether `output` sets the length, or only its bound.",
-    ),
-    Described(
-        "tenants[].batch", f"1 to {MOST_BATCH}", "1", "Inputs of a request, for embeddings and reranking."
-    ),
-    Described(
-        "tenants[].headers", "mapping of names to values", "none", f"Further headers. A value is a {_SECRET}."
-    ),
-    Described("tenants[].extra_body", "mapping", "none", "Further fields of the body, sent as they are."),
+    _mapping("tenants[].extra_body", "none", "Further fields of the body, sent as they are."),
 )
 _ARRIVALS = (
-    Described("tenants[].arrivals.constant.rate", _RATE, REQUIRED, "Requests at equal distances."),
-    Described("tenants[].arrivals.poisson.rate", _RATE, REQUIRED, "Requests of many independent users."),
-    Described("tenants[].arrivals.bursty.rate", _RATE, REQUIRED, "Batches at random times."),
-    Described(
-        "tenants[].arrivals.bursty.burst", "requests, at least 1", REQUIRED, "The requests of a batch."
+    _rate("tenants[].arrivals.constant.rate", "Requests at equal distances."),
+    _rate("tenants[].arrivals.poisson.rate", "Requests of many independent users."),
+    _rate("tenants[].arrivals.bursty.rate", "Batches at random times."),
+    ScenarioField(
+        "tenants[].arrivals.bursty.burst",
+        "whole number",
+        "requests",
+        Bounds(1),
+        REQUIRED,
+        "The requests of a batch.",
     ),
-    Described("tenants[].arrivals.gamma.rate", _RATE, REQUIRED, "Gaps with a gamma distribution."),
-    Described(
+    _rate("tenants[].arrivals.gamma.rate", "Gaps with a gamma distribution."),
+    ScenarioField(
         "tenants[].arrivals.gamma.cv",
-        f"above 0, at most {MOST_CV:g}",
+        "number",
+        "",
+        Bounds(0, MOST_CV, True),
         REQUIRED,
         "The coefficient of variation of the gaps: 1 as `poisson`, above 1 in clusters, below 1 more evenly.",
     ),
-    Described("tenants[].arrivals.ramp.from", "requests per second", REQUIRED, "The rate at the start."),
-    Described("tenants[].arrivals.ramp.to", "requests per second", REQUIRED, "The rate at the end."),
-    Described("tenants[].arrivals.ramp.over_s", f"{_S}, above 0", REQUIRED, "The duration of the change."),
-    Described("tenants[].arrivals.on_off.rate", _RATE, REQUIRED, "The rate while it sends."),
-    Described("tenants[].arrivals.on_off.on_s", f"{_S}, above 0", REQUIRED, "The time in which it sends."),
-    Described("tenants[].arrivals.on_off.off_s", f"{_S}, above 0", REQUIRED, "The pause."),
-    Described("tenants[].arrivals.closed.workers", "1 to 100000", REQUIRED, "Each waits for its answer."),
-    Described("tenants[].arrivals.closed.think_s", _S, "0", "The pause of a worker after an answer."),
-)
-_TRACE_COMMON = (
-    ("file", "path", REQUIRED, "Plain, or packed as `.gz`."),
-    ("most_input", "tokens, at least 1", "none", "Longer prompts are cut; longer texts are left out."),
-    ("most_output", "tokens, at least 1", "none", "Longer answers are cut."),
-    ("most_requests", "at least 1", "all", "The number of requests to read."),
-)
-_TRACE_TIMES = (
-    ("start_s", _S, "0", "The start of the part, in seconds of the trace."),
-    ("duration_s", f"{_S}, above 0", "to the end", "Its duration, in seconds of the trace."),
-    ("speed", "number above 0", "1", "Divides all gaps."),
-    ("rate", _RATE, "none", "The mean rate, instead of `speed`."),
-    ("lengths", "number above 0", "1", "Multiplies all lengths."),
-)
-_TRACE_OWN = {
-    "azure": _TRACE_TIMES,
-    "burstgpt": (
-        *_TRACE_TIMES,
-        ("model", "text", "all", "Only requests to this model."),
-        ("log_type", "text", "all", "Only requests of this log type."),
-    ),
-    "mooncake": _TRACE_TIMES,
-    "sharegpt": (
-        (
-            "turns",
-            "`first`, `each`, `conversation`",
-            "`first`",
-            "The first question, each question with what is before it, or the whole conversation.",
-        ),
-    ),
-    "lines": _TRACE_TIMES,
-}
-_TRACES = tuple(
-    Described(f"tenants[].trace.{form}.{name}", *rest)
-    for form, own in _TRACE_OWN.items()
-    for name, *rest in (*_TRACE_COMMON, *own)
-)
-_DISTRIBUTIONS = (
-    Described("tenants[].input.fixed", "tokens, at least 1", REQUIRED, "As a plain number."),
-    Described("tenants[].input.uniform.least", "tokens, at least 1", REQUIRED, "The shortest."),
-    Described("tenants[].input.uniform.most", "tokens", REQUIRED, "The longest."),
-    Described("tenants[].input.normal.mean", "tokens, above 0", REQUIRED, "The mean before clipping."),
-    Described("tenants[].input.normal.deviation", "tokens", REQUIRED, "The standard deviation."),
-    Described("tenants[].input.normal.least", "tokens, at least 1", "1", "Shorter ones become this."),
-    Described("tenants[].input.normal.most", "tokens", "1048576", "Longer ones become this."),
-    Described("tenants[].input.lognormal.median", "tokens, above 0", REQUIRED, "The median."),
-    Described("tenants[].input.lognormal.sigma", "0 to 5", REQUIRED, "The deviation of the logarithm."),
-    Described("tenants[].input.lognormal.least", "tokens, at least 1", "1", "Shorter ones become this."),
-    Described("tenants[].input.lognormal.most", "tokens", "1048576", "Longer ones become this."),
-    Described(
-        "tenants[].input.empirical",
-        "list of tokens, or of `{tokens: …, weight: …}`",
+    _rate("tenants[].arrivals.ramp.from", "The rate at the start.", Bounds()),
+    _rate("tenants[].arrivals.ramp.to", "The rate at the end.", Bounds()),
+    _seconds("tenants[].arrivals.ramp.over_s", REQUIRED, "The duration of the change.", _ABOVE),
+    _rate("tenants[].arrivals.on_off.rate", "The rate while it sends."),
+    _seconds("tenants[].arrivals.on_off.on_s", REQUIRED, "The time in which it sends.", _ABOVE),
+    _seconds("tenants[].arrivals.on_off.off_s", REQUIRED, "The pause.", _ABOVE),
+    ScenarioField(
+        "tenants[].arrivals.closed.workers",
+        "whole number",
+        "workers",
+        Bounds(1, 100_000),
         REQUIRED,
-        "Observed lengths.",
+        "Each waits for its answer.",
+    ),
+    _seconds("tenants[].arrivals.closed.think_s", "0", "The pause of a worker after an answer."),
+)
+
+
+def _trace(form: str, *own: ScenarioField, has_times: bool = True) -> tuple[ScenarioField, ...]:
+    """The fields of a trace, with those that all have."""
+    start = f"tenants[].trace.{form}"
+    times = (
+        _seconds(f"{start}.start_s", "0", "The start of the part, in seconds of the trace."),
+        _seconds(f"{start}.duration_s", "to the end", "Its duration, in seconds of the trace.", _ABOVE),
+        ScenarioField(f"{start}.speed", "number", "", _ABOVE, "1", "Divides all gaps."),
+        ScenarioField(
+            f"{start}.rate", "number", "requests/s", _ABOVE, "none", "The mean rate, instead of `speed`."
+        ),
+        ScenarioField(f"{start}.lengths", "number", "", _ABOVE, "1", "Multiplies all lengths."),
+    )
+    return (
+        _text(f"{start}.file", REQUIRED, "Plain, or packed as `.gz`. Relative to the scenario.", "path"),
+        ScenarioField(
+            f"{start}.most_input",
+            "whole number",
+            "tokens",
+            Bounds(1),
+            "none",
+            "Longer prompts are cut; longer texts are left out.",
+        ),
+        ScenarioField(
+            f"{start}.most_output", "whole number", "tokens", Bounds(1), "none", "Longer answers are cut."
+        ),
+        ScenarioField(
+            f"{start}.most_requests",
+            "whole number",
+            "requests",
+            Bounds(1),
+            "all",
+            "The number of requests to read.",
+        ),
+        *(times if has_times else ()),
+        *own,
+    )
+
+
+_TRACES = (
+    *_trace("azure"),
+    *_trace(
+        "burstgpt",
+        _text("tenants[].trace.burstgpt.model", "all", "Only requests to this model."),
+        _text("tenants[].trace.burstgpt.log_type", "all", "Only requests of this log type."),
+    ),
+    *_trace("mooncake"),
+    *_trace(
+        "sharegpt",
+        _text(
+            "tenants[].trace.sharegpt.turns",
+            f"`{Turns.FIRST}`",
+            "The first question, each question with what is before it, or the whole conversation.",
+            _words(tuple(Turns)),
+        ),
+        has_times=False,
+    ),
+    *_trace("lines"),
+)
+
+
+def _range(kind: str, least: str, most: str, *, is_required: bool = False) -> tuple[ScenarioField, ...]:
+    start = f"tenants[].input.{kind}"
+    return (
+        _tokens(f"{start}.least", REQUIRED if is_required else "1", least),
+        ScenarioField(
+            f"{start}.most",
+            "whole number",
+            "tokens",
+            f"at least `least`, at most {LONGEST_TOKENS}",
+            REQUIRED if is_required else str(LONGEST_TOKENS),
+            most,
+        ),
+    )
+
+
+_CUT = "Shorter ones become this.", "Longer ones become this."
+_DISTRIBUTIONS = (
+    _tokens("tenants[].input.fixed", REQUIRED, "As a plain number."),
+    *_range("uniform", "The shortest.", "The longest.", is_required=True),
+    ScenarioField(
+        "tenants[].input.normal.mean", "number", "tokens", _ABOVE, REQUIRED, "The mean before clipping."
+    ),
+    ScenarioField(
+        "tenants[].input.normal.deviation", "number", "tokens", Bounds(), REQUIRED, "The standard deviation."
+    ),
+    *_range("normal", *_CUT),
+    ScenarioField("tenants[].input.lognormal.median", "number", "tokens", _ABOVE, REQUIRED, "The median."),
+    ScenarioField(
+        "tenants[].input.lognormal.sigma",
+        "number",
+        "",
+        Bounds(0, 5),
+        REQUIRED,
+        "The deviation of the logarithm.",
+    ),
+    *_range("lognormal", *_CUT),
+    ScenarioField(
+        "tenants[].input.empirical",
+        "list of whole numbers, or of `{tokens: …, weight: …}`",
+        "tokens",
+        f"tokens {_TOKENS}; weights at least 0, one of them above 0",
+        REQUIRED,
+        "Observed lengths. A weight is 1 by default.",
     ),
 )
-_LISTS = (
-    Described("phases[].name", "text", REQUIRED, "Names are unique."),
-    Described("phases[].from", _S, REQUIRED, "The start."),
-    Described("phases[].to", _S, REQUIRED, "The end. Phases do not overlap."),
-    Described("phases[].rates", "mapping of tenants to factors", "1", "Factors of the tenants' rates."),
-    Described("faults[].at_s", _S, REQUIRED, "The time."),
-    Described("faults[].run", "list of words", "none", "A command. Either this or a signal."),
-    Described(
-        "faults[].signal", ", ".join(f"`{each}`" for each in SIGNALS), "none", "A signal to a process."
+_PHASES = (
+    _text("phases[].name", REQUIRED, "Names are unique."),
+    _seconds("phases[].from", REQUIRED, "The start.", _WITHIN),
+    _seconds(
+        "phases[].to", REQUIRED, "The end. Phases do not overlap.", "above `from`, at most `duration_s`"
     ),
-    Described("faults[].pid_file", "path", "required with `signal`", "The file with the process's id."),
+    ScenarioField(
+        "phases[].rates",
+        "mapping of tenants to numbers",
+        "times the rate",
+        "at least 0; at most 1 for the times of a trace",
+        "1",
+        "Factors of the tenants' rates.",
+    ),
 )
-FIELDS = (*_TOP, *_TENANT, *_ARRIVALS, *_TRACES, *_DISTRIBUTIONS, *_LISTS)
+_FAULTS = (
+    _seconds("faults[].at_s", REQUIRED, "The time.", _WITHIN),
+    _mapping("faults[].run", "none", "A command. Either this or a signal.", "list of words, at least one"),
+    _text("faults[].signal", "none", "A signal to a process.", _words(SIGNALS)),
+    _text("faults[].pid_file", "required with `signal`", "The file with the process's id.", "path"),
+)
+SECTIONS = {
+    "Scenario": _TOP,
+    "Tenants": _TENANT,
+    "Behaviour of tenants": _BEHAVIOUR,
+    "Requests of tenants": _REQUESTS,
+    "Arrivals": _ARRIVALS,
+    "Traces": _TRACES,
+    "Distributions of lengths": _DISTRIBUTIONS,
+    "Phases": _PHASES,
+    "Faults": _FAULTS,
+}
+FIELDS = tuple(field for section in SECTIONS.values() for field in section)

@@ -98,4 +98,5 @@ def table(found: Sequence[Failure]) -> str:
         ]
         for failure in found
     ]
-    return words.html_table(HEAD, rows, "Attempts, with retries. Each reason has the first message seen.")
+    note = "Attempts, with retries. Each reason has the first message seen."
+    return words.html_table(HEAD, rows, note, label="Reasons of attempts that were not served")

@@ -3,7 +3,7 @@
 Requests behind one queue wait together, so 1,000 requests tell as much as a few independent ones. The
 observations, in the order of their due times, are split into ten batches. The spread of the batches says how
 many independent requests the run is worth. If that is few, the batches depend on each other, too, and the
-interval is widened. Rules and constants are chosen by simulation (decision 0104, `docs/loadgen.md`).
+interval is widened. Rules and constants are chosen by simulation (decision 0104, `docs/loadgen/trust.md`).
 """
 
 from __future__ import annotations

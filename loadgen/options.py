@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loadgen.exports import FORMATS
 from loadgen.rates.options import add_capacity_options, add_sweep_options
 from runtime.build import add_version
 
@@ -154,6 +155,15 @@ def _add_order(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-faults", action="store_true", help="run the commands and signals of the scenario's faults"
     )
+    parser.add_argument(
+        "--export",
+        type=_formats,
+        action="extend",
+        default=[],
+        metavar="FORMAT",
+        help="write the results also in the format of another tool, into --out: "
+        f"{' or '.join(FORMATS)}; several with commas",
+    )
     parser.add_argument("--skip-faults", action="store_true", help="run the scenario without its faults")
     parser.add_argument(
         "--processes",
@@ -192,6 +202,14 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cool-down", type=_span, metavar="SECONDS", help="requests of this time before the end do not count"
     )
+
+
+def _formats(text: str) -> list[str]:
+    """The names of a list with commas."""
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in FORMATS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a format; use {' or '.join(FORMATS)}")
+    return names
 
 
 def _count(text: str) -> int:

@@ -5,11 +5,25 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from loadgen import exports
 from loadgen.rates import report as rates
-from loadgen.records import GOALS, META, PARTS, REPORT, REQUESTS, STATE, SUMMARY
+from loadgen.records import GOALS, META, PARTS, REPORT, REQUESTS, STATE, SUMMARY, TABLE
 
 RESULTS = frozenset(
-    {REQUESTS, STATE, META, SUMMARY, GOALS, REPORT, PARTS, rates.REPORT, rates.DATA, rates.TABLE}
+    {
+        REQUESTS,
+        STATE,
+        META,
+        SUMMARY,
+        GOALS,
+        REPORT,
+        TABLE,
+        PARTS,
+        *exports.FILES.values(),
+        rates.REPORT,
+        rates.DATA,
+        rates.TABLE,
+    }
 )
 """The names that ``run``, ``sweep`` and ``capacity`` write into their folder."""
 RATES = "rate-*-run*"

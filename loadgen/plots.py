@@ -2,14 +2,14 @@
 
 Each plot is drawn twice, for wide and narrow pages, because the letters of a scaled drawing are too small.
 The style of the page shows one of the two. Colours are classes, which the page defines for light and dark
-mode. Lines of one colour differ in their dashes.
+mode. Lines of one colour differ in their dashes. The label of a plot says its values in words.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 from loadgen.words import amount, seconds
@@ -22,6 +22,13 @@ _WIDE, _HALF, _NARROW = (1000.0, 290.0), (570.0, 260.0), (360.0, 250.0)
 _LETTER = 6.6
 """The approximate width of a letter."""
 _DASHES = ("", "6 3", "2 3")
+_MOST_HOVERS = 1500
+"""A plot with more points shows the values of none, because each adds 130 bytes to the page."""
+_MOST_POINTS, _MOST_MINOR_POINTS = 240, 60
+"""The most points of a line. Of more, the extremes of each piece remain."""
+_MOST_TOLD = 12
+"""The most series that the label of a plot describes."""
+_TAIL = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 
 Points = Sequence[tuple[float, float | None]]
 
@@ -37,6 +44,8 @@ class Series:
     width: float = 2.0
     ranges: Sequence[tuple[float, float | None, float | None]] = ()
     """Intervals as (place, low, high); an unknown bound has no mark. With them, the points are drawn, too."""
+    is_minor: bool = False
+    """One of many: thin, without a colour, and without an entry of its own in the legend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,12 @@ class Frame:
     unit: str = "s"
     marked: str = "fault"
     """The meaning of the marks, for the legend."""
+    is_tail: bool = False
+    """Whether the axis shows the shares of a distribution, with the tail stretched: see `tail_place`."""
+
+    def told(self, at: float) -> str:
+        """A place on the axis in words."""
+        return f"{_share(1 - 10**-at)} {self.unit}" if self.is_tail else f"{at:.4g} {self.unit}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +113,29 @@ class _Scale:
             value, low, high = (math.log10(max(v, self.low)) for v in (value, low, high))
         share = (value - low) / (high - low) if high > low else 0.0
         return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
+
+
+def tail_place(share: float) -> float:
+    """The place of a share below 1 on an axis with a stretched tail: 50 % at 0.3, 90 % at 1, 99 % at 2."""
+    return -math.log10(1 - share)
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.6g} %"
+
+
+def thinned(points: Points, most: int = _MOST_POINTS) -> Points:
+    """At most so many points: the lowest and the highest value of each piece, in their order."""
+    if len(points) <= most:
+        return points
+    size = math.ceil(len(points) / (most // 2))
+    kept: list[tuple[float, float | None]] = []
+    for start in range(0, len(points), size):
+        piece = points[start : start + size]
+        known = [(value, index) for index, (_, value) in enumerate(piece) if value is not None]
+        chosen = sorted({min(known)[1], max(known)[1]}) if known else [0]
+        kept += [piece[index] for index in chosen]
+    return kept
 
 
 def nice_ticks(high: float, count: int = 5) -> list[float]:
@@ -137,14 +175,21 @@ def curves(
         return _empty(title)
     if ticks is None:
         ticks = log_ticks(min(values), max(values)) if is_log else nice_ticks(max(values))
+    lines = [
+        replace(one, points=thinned(one.points, _MOST_MINOR_POINTS if one.is_minor else _MOST_POINTS))
+        for one in series
+    ]
 
     def drawn(width: float, height: float) -> str:
         x, y = _scales(frame, ticks, width, height, is_log=is_log)
+        ordered = sorted(lines, key=lambda one: not one.is_minor)
+        has_hovers = width > _NARROW[0] and sum(len(one.points) for one in lines) <= _MOST_HOVERS
         return _axes(frame, ticks, x, y, unit) + "".join(
-            _curve(one, x, y, unit, frame.unit) for one in series
+            _curve(one, x, y, unit, frame if has_hovers else None) for one in ordered
         )
 
-    return _figure(title, drawn, _legend(series, frame), _HALF if is_half else _WIDE)
+    told = _told(title, lines, unit)
+    return _figure(title, drawn, _legend(lines, frame), _HALF if is_half else _WIDE, told)
 
 
 def layers(
@@ -164,14 +209,16 @@ def layers(
 
     def drawn(width: float, height: float) -> str:
         x, y = _scales(frame, ticks, width, height, is_log=False)
+        has_hovers = width > _NARROW[0] and len(series) * len(moments) <= _MOST_HOVERS
         areas = [
-            _layer(one, moments, lower, upper, x, y, unit)
+            _layer(one, moments, lower, upper, x, y, unit if has_hovers else None)
             for one, lower, upper in zip(series, edges, edges[1:], strict=False)
         ]
-        lines = [_curve(line, x, y, unit, frame.unit) for line in over]
+        lines = [_curve(line, x, y, unit, frame if has_hovers else None) for line in over]
         return _axes(frame, ticks, x, y, unit) + "".join(areas + lines)
 
-    return _figure(title, drawn, _legend(series, frame, over), _WIDE)
+    told = _told(title, [*series, *over], unit)
+    return _figure(title, drawn, _legend(series, frame, over), _WIDE, told)
 
 
 def intervals(title: str, bars: Sequence[Bar], *, unit: str, is_log: bool = False) -> str:
@@ -190,7 +237,8 @@ def intervals(title: str, bars: Sequence[Bar], *, unit: str, is_log: bool = Fals
         )
         return grid + "".join(_bar(bar, x, 14 + row * index, unit) for index, bar in enumerate(bars))
 
-    return _figure(title, drawn, "", _HALF, height=row * len(bars) + 44)
+    told = "; ".join([title, *(f"{bar.name}: {_value(bar.value, unit)} {bar.note}".rstrip() for bar in bars)])
+    return _figure(title, drawn, "", _HALF, told, height=row * len(bars) + 44)
 
 
 def _figure(
@@ -198,14 +246,28 @@ def _figure(
     drawn: Callable[[float, float], str],
     legend: str,
     wide: tuple[float, float],
+    told: str,
     height: float | None = None,
 ) -> str:
     pictures = "".join(
         f'<svg class="{name}" viewBox="0 0 {width:g} {height or tall:g}" role="img" '
-        f'aria-label="{escape(title)}">{drawn(width, height or tall)}</svg>'
+        f'aria-label="{escape(told)}">{drawn(width, height or tall)}</svg>'
         for name, (width, tall) in (("wide", wide), ("narrow", _NARROW))
     )
     return f"<figure><figcaption>{escape(title)}</figcaption>{pictures}{legend}</figure>\n"
+
+
+def _told(title: str, series: Sequence[Series], unit: str) -> str:
+    """The content of a plot in words: the range of each series."""
+    parts = [title]
+    for one in series[:_MOST_TOLD]:
+        values = [value for _, value in one.points if value is not None]
+        if values:
+            low, high = _value(min(values), unit), _value(max(values), unit)
+            parts.append(f"{one.name}: {low if low == high else f'{low} to {high}'}")
+    if (more := len(series) - _MOST_TOLD) > 0:
+        parts.append(f"and {more} more")
+    return "; ".join(parts)
 
 
 def _empty(title: str) -> str:
@@ -230,8 +292,7 @@ def _axes(frame: Frame, ticks: Sequence[float], x: _Scale, y: _Scale, unit: str)
         label = seconds(tick) if unit == "s" else amount(tick)
         parts.append(f'<path class="grid" d="M{x.start:.1f} {at:.1f}H{x.end:.1f}"/>')
         parts.append(f'<text x="{x.start - 6:.1f}" y="{at + 4:.1f}" class="end">{label}</text>')
-    times = nice_ticks(frame.until_s, max(int((x.end - x.start) / 80), 2))
-    parts.append(_labels([t for t in times if t <= frame.until_s * (1 + 1e-9)], x, y.start + 16, ""))
+    parts.append(_times(frame, x, y))
     middle = (x.start + x.end) / 2
     parts.append(f'<text x="{middle:.1f}" y="{y.start + 32:.1f}" class="mid">{escape(frame.axis)}</text>')
     if unit != "s":
@@ -240,11 +301,25 @@ def _axes(frame: Frame, ticks: Sequence[float], x: _Scale, y: _Scale, unit: str)
     return "".join(parts)
 
 
+def _times(frame: Frame, x: _Scale, y: _Scale) -> str:
+    """The labels of the horizontal axis."""
+    if frame.is_tail:
+        places = [(tail_place(share), _share(share)) for share in _TAIL]
+        shown = [(at, label) for at, label in places if at <= frame.until_s]
+        lines = "".join(f'<path class="grid" d="M{x(at):.1f} {y.start:.1f}V{y.end:.1f}"/>' for at, _ in shown)
+        return lines + _written(shown, x, y.start + 16)
+    times = nice_ticks(frame.until_s, max(int((x.end - x.start) / 80), 2))
+    return _labels([t for t in times if t <= frame.until_s * (1 + 1e-9)], x, y.start + 16, "")
+
+
 def _labels(ticks: Sequence[float], x: _Scale, y: float, unit: str) -> str:
-    """Labels below an axis, as many as fit."""
+    """Numbers below an axis, as many as fit."""
+    return _written([(tick, seconds(tick) if unit == "s" else amount(tick)) for tick in ticks], x, y)
+
+
+def _written(labels: Sequence[tuple[float, str]], x: _Scale, y: float) -> str:
     written, free = [], -math.inf
-    for tick in ticks:
-        label = seconds(tick) if unit == "s" else amount(tick)
+    for tick, label in labels:
         half = len(label) * _LETTER / 2
         if x(tick) - half >= free:
             written.append(f'<text x="{x(tick):.1f}" y="{y:.1f}" class="mid">{label}</text>')
@@ -275,33 +350,41 @@ def _mark(mark: Mark, x: _Scale, y: _Scale, unit: str) -> str:
 
 
 def _class(series: Series) -> str:
-    return f"c{series.colour % COLOURS}"
+    return "minor" if series.is_minor else f"c{series.colour % COLOURS}"
 
 
 def _dash(series: Series) -> str:
+    if series.is_minor:
+        return ""
     dash = _DASHES[(series.dash + series.colour // COLOURS) % len(_DASHES)]
     return f' stroke-dasharray="{dash}"' if dash else ""
 
 
-def _curve(series: Series, x: _Scale, y: _Scale, unit: str, along: str) -> str:
-    """A curve. ``unit`` is that of its values, ``along`` that of the horizontal axis."""
-    pieces, dots, is_down = [], [], False
-    kind = "point" if series.ranges else "dot"
-    for at, value in series.points:
-        if value is None or (y.is_log and value <= 0):
-            is_down = False
+def _curve(series: Series, x: _Scale, y: _Scale, unit: str, frame: Frame | None) -> str:
+    """A curve. ``unit`` is that of its values. Without a frame, only the curve has a name, not its points.
+
+    A point without neighbours would have no line, so it is a visible dot.
+    """
+    places = [
+        None if value is None or (y.is_log and value <= 0) else (at, value) for at, value in series.points
+    ]
+    pieces, dots = [], []
+    for before, place, after in zip([None, *places], places, [*places[1:], None], strict=False):
+        if place is None:
             continue
-        place = f"{x(at):.1f} {y(value):.1f}"
-        pieces.append(f"{'L' if is_down else 'M'}{place}")
-        is_down = True
-        title = f"{series.name}: {_value(value, unit)} at {at:.4g} {along}"
-        dots.append(
-            f'<circle class="{kind} {_class(series)}" cx="{x(at):.1f}" cy="{y(value):.1f}" r="3">'
-            f"<title>{escape(title)}</title></circle>"
-        )
+        at, value = place
+        pieces.append(f"{'M' if before is None else 'L'}{x(at):.1f} {y(value):.1f}")
+        is_shown = bool(series.ranges) or (before is None and after is None)
+        if is_shown or (frame is not None and not series.is_minor):
+            title = f"{series.name}: {_value(value, unit)}{f' at {frame.told(at)}' if frame else ''}"
+            dots.append(
+                f'<circle class="{"point" if is_shown else "dot"} {_class(series)}" cx="{x(at):.1f}" '
+                f'cy="{y(value):.1f}" r="3"><title>{escape(title)}</title></circle>'
+            )
+    width = 1.0 if series.is_minor else series.width
     return (
-        f'<path class="line {_class(series)}" stroke-width="{series.width:g}"{_dash(series)} '
-        f'd="{"".join(pieces)}"/>{_whiskers(series, x, y)}{"".join(dots)}'
+        f'<path class="line {_class(series)}" stroke-width="{width:g}"{_dash(series)} d="{"".join(pieces)}">'
+        f"<title>{escape(series.name)}</title></path>{_whiskers(series, x, y)}{''.join(dots)}"
     )
 
 
@@ -323,20 +406,28 @@ def _layer(
     upper: Sequence[float],
     x: _Scale,
     y: _Scale,
-    unit: str,
+    unit: str | None,
 ) -> str:
-    there = [f"{x(at):.1f} {y(value):.1f}" for at, value in zip(moments, upper, strict=True)]
-    back = [f"{x(at):.1f} {y(value):.1f}" for at, value in zip(moments, lower, strict=True)]
-    path = "M" + "L".join(there + back[::-1]) + "Z"
-    width = (moments[1] - moments[0]) if len(moments) > 1 else 1.0
+    """An area of steps, so that a single window has a width. Without a unit, windows have no values."""
+    half = (moments[1] - moments[0]) / 2 if len(moments) > 1 else 0.5
+    path = f"M{_steps(moments, upper, half, x, y)}L{_steps(moments[::-1], lower[::-1], -half, x, y)}Z"
     hovers = "".join(
-        f'<rect class="hover" x="{x(at - width / 2):.1f}" y="{y(top):.1f}" '
-        f'width="{max(x(at + width / 2) - x(at - width / 2), 1):.1f}" height="{y(bottom) - y(top):.1f}">'
+        f'<rect class="hover" x="{x(at - half):.1f}" y="{y(top):.1f}" '
+        f'width="{max(x(at + half) - x(at - half), 1):.1f}" height="{y(bottom) - y(top):.1f}">'
         f"<title>{escape(f'{series.name}: {_value(top - bottom, unit)} at {at:g} s')}</title></rect>"
         for at, bottom, top in zip(moments, lower, upper, strict=True)
-        if top > bottom
+        if unit is not None and top > bottom
     )
-    return f'<path class="area {_class(series)}" d="{path}"/>{hovers}'
+    title = f"<title>{escape(series.name)}</title>"
+    return f'<path class="area {_class(series)}" d="{path}">{title}</path>{hovers}'
+
+
+def _steps(moments: Sequence[float], values: Sequence[float], half: float, x: _Scale, y: _Scale) -> str:
+    """A line of steps from ``half`` before each moment to ``half`` after it."""
+    return "L".join(
+        f"{x(at - half):.1f} {y(value):.1f}H{x(at + half):.1f}"
+        for at, value in zip(moments, values, strict=True)
+    )
 
 
 def _bar(bar: Bar, x: _Scale, y: float, unit: str) -> str:
@@ -345,9 +436,11 @@ def _bar(bar: Bar, x: _Scale, y: float, unit: str) -> str:
     text = f"{bar.name}: {_value(bar.value, unit)}"
     if bar.note:
         text += f" ({bar.note})"
+    most = int((x.end - 12) / _LETTER)
+    shown = text if len(text) <= most else f"{text[: most - 1]}…"
     colour = f"c{bar.colour % COLOURS}"
     return (
-        f'<text x="12" y="{y:.1f}">{escape(text)}</text>'
+        f'<text x="12" y="{y:.1f}">{escape(shown)}</text>'
         f'<path class="line {colour}" stroke-width="3" d="M{x(low):.1f} {y + 11:.1f}H{x(high):.1f}"/>'
         f'<circle class="point {colour}" cx="{x(bar.value):.1f}" cy="{y + 11:.1f}" r="5">'
         f"<title>{escape(text)}</title></circle>"
@@ -356,7 +449,10 @@ def _bar(bar: Bar, x: _Scale, y: float, unit: str) -> str:
 
 def _legend(series: Sequence[Series], frame: Frame, over: Sequence[Series] | None = None) -> str:
     """The legend. ``over`` names the lines above areas."""
-    items = [(_swatch(one, areas=over is not None), one.name) for one in series]
+    named = [one for one in series if not one.is_minor]
+    items = [(_swatch(one, areas=over is not None), one.name) for one in named]
+    if minor := [one for one in series if one.is_minor]:
+        items.append((_swatch(minor[0], areas=False), f"{len(minor)} others"))
     items += [(_swatch(one, areas=False), one.name) for one in over or ()]
     if frame.marks:
         items.append(('<path class="tip" d="M6 1h10l-5 8z"/>', frame.marked))

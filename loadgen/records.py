@@ -1,4 +1,4 @@
-"""The files of a run in its folder: requests.jsonl, state.jsonl, meta.json, summary.json, goals.json.
+"""The files of a run: requests.jsonl, state.jsonl, meta.json, summary.json, summary.csv and goals.json.
 
 requests.jsonl has one line for each attempt, written at its end. The other files describe
 the whole run. No file contains API keys.
@@ -20,8 +20,8 @@ import msgspec
 from loadgen.scenario import Header, Process, Scenario, Slo, Trace
 
 _Record = TypeVar("_Record")
-REQUESTS, STATE, META, SUMMARY, GOALS, REPORT = (
-    "requests.jsonl", "state.jsonl", "meta.json", "summary.json", "goals.json", "report.html",
+REQUESTS, STATE, META, SUMMARY, GOALS, REPORT, TABLE = (
+    "requests.jsonl", "state.jsonl", "meta.json", "summary.json", "goals.json", "report.html", "summary.csv",
 )  # fmt: skip
 PARTS = "parts"
 """The folder of the files of several processes, until they are merged."""

@@ -55,6 +55,8 @@ from loadgen.tls import Tls
 from loadgen.trust import complaints
 
 HEAD_START_S = 0.05
+_FEW = 0.5
+"""The end of a run is measured while more than this share of the most requests is in flight."""
 _SHORTEST_S = 0.05
 """A shorter time says nothing about the use of the processor."""
 _RETRIED = (Outcome.SHED, Outcome.UNAVAILABLE)
@@ -138,7 +140,7 @@ class Runner:
         """Perform the whole run until its last response."""
         started = datetime.now(UTC).isoformat(timespec="milliseconds")
         scenario = self._scenario
-        jobs = (self._sampler.run(), self._report(), self._watch_cpu(), delays.watch(self._delays, self.now))
+        jobs = self._sampler.run(), self._report(), self._watch_itself()
         beside: list[asyncio.Task[None]] = [asyncio.create_task(job) for job in jobs]
         faults = scenario.faults if self._order.faults and self._order.part.is_first else ()
         beside += [asyncio.create_task(inflict(fault, self.now, self._fault_results)) for fault in faults]
@@ -204,7 +206,14 @@ class Runner:
             self.stop()
 
     async def _sleep_until(self, at_s: float) -> None:
+        """Wait for a due time. At least one other task runs in between.
+
+        Timers of the loop count whole milliseconds, so one may be 1 ms early. A request that is sent early
+        would have a latency that is too short.
+        """
         await asyncio.sleep(max(at_s - self.now(), 0.0))
+        while (left := at_s - self.now()) > 0:
+            await asyncio.sleep(left)
 
     async def _work(self, tenant: Tenant, process: Closed, worker: int) -> None:
         """One worker of a closed loop: sends, waits for the response, thinks, and sends again."""
@@ -301,18 +310,31 @@ class Runner:
             await asyncio.sleep(self._progress.interval_s)
             self._progress.show(max(self.now(), 0.0), self._scenario.duration_s, self._in_flight, self._ended)
 
-    async def _watch_cpu(self) -> None:
-        """The use of the processor in the measured time. The wait for the last responses would dilute it."""
+    async def _watch_itself(self) -> None:
+        """Measure the use of the processor and the delays of the loop, from the end of the warm-up.
+
+        It ends with the arrivals that count, and without a cool-down when most responses have ended, too. A
+        wait for a few late responses would dilute the figures.
+        """
         scenario = self._scenario
-        await self._sleep_until(scenario.warm_up_s)
-        ends = scenario.duration_s - scenario.cool_down_s
-        began = before = _used(self.now())
-        while (left := ends - self.now()) > _SHORTEST_S:
-            await asyncio.sleep(min(1.0, left))
-            now = _used(self.now())
-            self._busy.append(now.share_since(before).cpu_s)
-            shares, before = now.share_since(began), now
-            self._ran, self._waited = shares.ran_s, shares.waited_s
+        watching = asyncio.create_task(delays.watch(self._delays, self.now))
+        try:
+            await self._sleep_until(scenario.warm_up_s)
+            ends = scenario.duration_s - scenario.cool_down_s
+            began = before = _used(self.now())
+            most = 0
+            while (left := ends - self.now()) > 0 or (
+                not scenario.cool_down_s and self._in_flight > most * _FEW
+            ):
+                if left > 0:
+                    most = max(most, self._in_flight)
+                await asyncio.sleep(min(1.0, left) if left > _SHORTEST_S else 1.0)
+                now = _used(self.now())
+                self._busy.append(now.share_since(before).cpu_s)
+                shares, before = now.share_since(began), now
+                self._ran, self._waited = shares.ran_s, shares.waited_s
+        finally:
+            await _end([watching])
 
     def _meta(self, started: str, ended: float) -> Meta:
         scenario, order = self._scenario, self._order

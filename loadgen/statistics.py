@@ -155,6 +155,11 @@ def merged(histograms: Iterable[Mapping[int, int]]) -> Histogram:
     return total
 
 
+def bucket_middle(bucket: int) -> float:
+    """The gap in seconds that stands for a bucket."""
+    return _GAP_FLOOR_S * math.exp((bucket + 0.5) * _GAP_STEP)
+
+
 def histogram_percentile(histogram: Mapping[int, int], share: float) -> float | None:
     """A percentile of counted gaps in seconds, with an error of at most 1 %; ``None`` without gaps."""
     count = sum(histogram.values())
@@ -164,5 +169,5 @@ def histogram_percentile(histogram: Mapping[int, int], share: float) -> float | 
     for bucket in sorted(histogram):
         left -= histogram[bucket]
         if left <= 0:
-            return _GAP_FLOOR_S * math.exp((bucket + 0.5) * _GAP_STEP)
+            return bucket_middle(bucket)
     raise AssertionError("the ranks of a histogram add up")

@@ -207,8 +207,9 @@ def summarise(run: Run) -> Summary:
     by_tenant: dict[str, list[Attempt]] = {tenant.name: [] for tenant in meta.tenants}
     for attempt in run.attempts:
         by_tenant[attempt.tenant].append(attempt)
-    named = {**by_tenant, EVERYONE: run.attempts} if len(by_tenant) > 1 else by_tenant
-    groups = [_group(name, attempts) for name, attempts in named.items()]
+    groups = [_group(name, attempts) for name, attempts in by_tenant.items()]
+    if len(groups) > 1:
+        groups.append(_together(groups))
     cells = [_cell(meta, group, span) for group in groups for span in spans(meta)]
     periods = [
         trust.Period(span.name, span.from_s, span.to_s, _due(run.attempts, span)) for span in spans(meta)
@@ -255,6 +256,15 @@ class _Group(NamedTuple):
 def _group(name: str, attempts: Sequence[Attempt]) -> _Group:
     tries = sorted(requests(attempts), key=lambda tries: tries[0].intended_s)
     return _Group(name, tries, token_pieces(attempts, prompts=False), token_pieces(attempts, prompts=True))
+
+
+def _together(groups: Sequence[_Group]) -> _Group:
+    """All tenants."""
+    tries = sorted((tries for each in groups for tries in each.tries), key=lambda tries: tries[0].intended_s)
+    output, tokens = (
+        [piece for each in groups for piece in getattr(each, name)] for name in ("output", "tokens")
+    )
+    return _Group(EVERYONE, tries, output, tokens)
 
 
 def _cell(meta: Meta, group: _Group, span: Span) -> Cell:

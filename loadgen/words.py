@@ -8,6 +8,8 @@ from html import escape
 from loadgen.statistics import Estimate
 
 NOTHING = "-"
+_MANY = 40
+"""Rows above which the box of a page's table has a bounded height."""
 _LONG = 60
 """Characters above which a cell of a page's table has several lines."""
 
@@ -68,17 +70,24 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int 
     return "\n".join((written(head), rule, *(written(row) for row in rows)))
 
 
-def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], note: str, *, left: int = 2) -> str:
-    """A table for a page. Its first column stays visible. Text after a line feed in a cell is small.
+def html_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], note: str, *, label: str, left: int = 2
+) -> str:
+    """A table for a page, in a box that scrolls. Its head and its first column stay visible.
 
-    The first ``left`` columns are flush left, the others right. The note is above the table.
+    Text after a line feed in a cell is small. The first ``left`` columns are flush left, the others right.
+    The note is above the table. Screen readers name the box with the label.
     """
     top = "".join(
         f'<th scope="col"{_side(index, left)}>{escape(cell)}</th>' for index, cell in enumerate(head)
     )
-    body = "".join(f'<tr><th scope="row">{escape(row[0])}</th>{_cells(row, left)}</tr>\n' for row in rows)
+    body = "".join(
+        f'<tr><th scope="row"><div>{escape(row[0])}</div></th>{_cells(row, left)}</tr>\n' for row in rows
+    )
+    box = "scroll tall" if len(rows) > _MANY else "scroll"
     return (
-        f'<p class="soft note">{escape(note)}</p><div class="scroll" tabindex="0"><table>'
+        f'<p class="soft note">{escape(note)}</p>'
+        f'<div class="{box}" role="region" aria-label="{escape(label)}" tabindex="0"><table>'
         f"<thead><tr>{top}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 

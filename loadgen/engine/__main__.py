@@ -1,4 +1,4 @@
-"""The command line: ``python -m loadgen.engine``."""
+"""The command line: ``loadgen engine``."""
 
 from __future__ import annotations
 
@@ -153,7 +153,8 @@ def _label(text: str) -> tuple[str, str]:
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
-        prog="python -m loadgen.engine", description="An engine simulator: behaves like one vLLM server."
+        prog="loadgen engine",
+        description="An engine simulator: behaves like one vLLM server, without a model.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on [127.0.0.1]")
     parser.add_argument("--port", type=int, default=8000, help="TCP port to listen on [8000]")

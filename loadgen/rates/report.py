@@ -10,13 +10,13 @@ from html import escape
 import msgspec
 
 from loadgen import words
-from loadgen.page import page, plots, warning
+from loadgen.page import Card, State, cards, lead, page, plots, warning
 from loadgen.plots import Band, Frame, Mark, Series, curves
 from loadgen.rates.knee import ascending, telling
 from loadgen.rates.points import Point, kept_up
 from loadgen.records import Machine, Outcome
 from loadgen.statistics import Estimate
-from loadgen.summary import MEASURES, Cell, is_rate
+from loadgen.summary import EVERYONE, MEASURES, Cell, is_rate
 
 REPORT, DATA, TABLE = "report.html", "rates.json", "rates.csv"
 _MEASURES = ("TTFT p50", "TTFT p99", "e2e p50", "e2e p99", "out tok/s")
@@ -108,23 +108,60 @@ def html(results: Results) -> str:
     """The results as a page."""
     points = ascending(results.points)
     title = f"{results.name}: {'rate sweep' if results.kind == 'sweep' else 'capacity'}"
-    headline, *rest = results.statements
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(_subtitle(results))}</p>',
-        f"<p><strong>{escape(headline)}</strong></p>",
-        *(f"<p>{escape(line)}</p>" for line in rest),
+        lead(results.statements[:_MOST_LEADING]),
+        cards(_cards(results, points)),
+        *(f"<p>{escape(line)}</p>" for line in results.statements[_MOST_LEADING:]),
         *map(warning, results.notes),
         "<h2>Latency over rate</h2>",
         _note(_CURVES_NOTE),
         plots(_figures(results, points), pairs=True),
         "<h2>In numbers</h2>",
-        words.html_table(_HEAD, [_row(point) for point in points], _NUMBERS_NOTE, left=0),
+        words.html_table(
+            _HEAD, [_row(point) for point in points], _NUMBERS_NOTE, label="Results by rate", left=0
+        ),
         *_goals(results),
         "<h2>Setup</h2>",
         _setup(results),
     ]
     return page(title, parts)
+
+
+_MOST_LEADING = 3
+"""The most sentences above the cards."""
+
+
+def _cards(results: Results, points: Sequence[Point]) -> list[Card]:
+    """The rate that was searched for, its neighbours, and the latency there."""
+    name, at = results.marks[0] if results.marks else (results.marked, None)
+    marked = next((point for point in points if point.rate == at), None)
+    kept = [point.rate for point in telling(points) if point.keeps_up]
+    lost = [point.rate for point in telling(points) if not point.keeps_up]
+    return [
+        Card(
+            name.capitalize(),
+            words.amount(at) if at is not None else "not found",
+            _RATE_UNIT if at is not None else "",
+            State.PLAIN if at is not None else State.DOUBT,
+        ),
+        Card("Kept up with", words.amount(max(kept)) if kept else words.NOTHING, f"at most; {_RATE_UNIT}"),
+        Card("Not kept up with", words.amount(min(lost)) if lost else words.NOTHING, f"from; {_RATE_UNIT}"),
+        _slowest(marked, name),
+        Card("Runs", str(sum(point.runs for point in points)), f"at {len(points)} rates"),
+    ]
+
+
+def _slowest(marked: Point | None, name: str) -> Card:
+    """The tenant with the largest P99 at the marked rate."""
+    title = "Worst P99 to first token"
+    cells = [cell for cell in marked.summary.cells if cell.tenant != EVERYONE] if marked is not None else []
+    tails = [(cell.ttft.p99, cell.tenant) for cell in cells if cell.ttft.p99 is not None]
+    if not tails:
+        return Card(title, words.NOTHING, f"no {name}")
+    p99, tenant = max(tails, key=lambda pair: pair[0].value)
+    return Card(title, words.seconds(p99.value), f"{tenant}, at the {name}")
 
 
 _CURVES_NOTE = (
@@ -212,7 +249,7 @@ def _goals(results: Results) -> list[str]:
         return []
     head, *rows = results.verdicts
     note = "Each rate is judged by all of its runs together."
-    return ["<h2>Goals</h2>", words.html_table(head, rows, note)]
+    return ["<h2>Goals</h2>", words.html_table(head, rows, note, label="Goals")]
 
 
 def _setup(results: Results) -> str:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any
 
-from loadgen.records import Attempt, Machine, Meta, Outcome, PhaseMeta, Run, Sample, TenantMeta
-from loadgen.scenario import Fixed, Poisson, Process, Scenario, Tenant
+from loadgen.records import (
+    Attempt,
+    EntitlementSample,
+    Machine,
+    Meta,
+    Outcome,
+    PhaseMeta,
+    Run,
+    Sample,
+    TenantMeta,
+)
+from loadgen.scenario import Fixed, Poisson, Process, Scenario, Slo, Tenant
 
 
 def tenant(name: str = "gold", process: Process = Poisson(10.0), **fields: Any) -> Tenant:  # noqa: B008
@@ -43,3 +55,65 @@ def meta(**fields: Any) -> Meta:
 
 def run(*attempts: Attempt, samples: list[Sample] | None = None, **fields: Any) -> Run:
     return Run("out/run", meta(**fields), list(attempts), samples or [])
+
+
+ODD_NAMES = (
+    "<script>alert('x')</script>&<b>bold</b>",
+    "a-name-without-any-space-that-is-much-longer-than-a-telephone-is-wide-0123456789",
+    "قناة المستأجر",
+    "日本語のテナント名はとても長い場合があります",
+    "\"quotes\" and 'apostrophes'",
+    " ",
+    "{tenant}${x}",
+)
+"""Names of tenants that a page must show as they are."""
+
+
+def crowd(tenants: int, requests: int, *, names: Sequence[str] = (), seed: int = 1, **fields: Any) -> Run:
+    """A run of two minutes in which some requests are refused, fail, or receive no token."""
+    random = Random(seed)
+    made = [*names, *(f"tenant-{index}" for index in range(tenants - len(names)))]
+    tiers = ("guaranteed", "elastic", "spot", "")
+    attempts = []
+    for index in range(requests):
+        at, chance = 120 * index / requests, random.random()
+        tenant = min(int(random.expovariate(4 / tenants)), tenants - 1)
+        common: dict[str, Any] = {"tenant": made[tenant], "request": str(index), "input_tokens": 200}
+        if chance < 0.05:
+            common |= {"outcome": Outcome.SHED, "status": 429, "reason": "tokens_per_second", "tokens": 0}
+            attempts.append(attempt(at, None, lasts_s=0.01, **common, message="over the limit; retry later"))
+        elif chance < 0.06:
+            common |= {"outcome": Outcome.BROKEN, "reason": "reset", "tokens": 0}
+            attempts.append(
+                attempt(at, None, lasts_s=0.5, **common, message=f"<i>reset</i> by {'peer' * 40}")
+            )
+        else:
+            first = random.lognormvariate(-2.0 + tenant / tenants, 0.6)
+            tokens, gap = random.randrange(1, 200), random.lognormvariate(-4, 0.2)
+            common |= {
+                "tokens": tokens,
+                "output_tokens": tokens,
+                "prompt_tokens": 200,
+                "gaps": {350: 5, 360: 1},
+            }
+            attempts.append(attempt(at, first, lasts_s=first + gap * (tokens - 1), **common))
+    shown = {
+        "duration_s": 120.0, "drain_s": 60.0, "ended_s": 124.0, "name": "crowd",
+        "tenants": [
+            TenantMeta(name, tiers[index % 4], Slo(ttft_ms=300) if index % 2 else None)
+            for index, name in enumerate(made)
+        ],
+        "phases": [PhaseMeta("alone", 0.0, 60.0), PhaseMeta("together", 60.0, 120.0)],
+        **fields,
+    }  # fmt: skip
+    samples = [
+        Sample(
+            second / 2, "http://c#pool", "coordinator", {"tokens_per_second": 20000.0},
+            {
+                name: EntitlementSample({"tokens_per_second": 100.0 * index + second % 7}, debt=index / 10)
+                for index, name in enumerate(made)
+            },
+        )
+        for second in range(240)
+    ]  # fmt: skip
+    return run(*attempts, samples=samples, **shown)

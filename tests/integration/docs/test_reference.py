@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from docs import generate
 from loadgen.described import FIELDS as SCENARIO_FIELDS
+from loadgen.described import Bounds, ScenarioField
 from loadgen.fields import ScenarioError
 from loadgen.reading import parse as parse_scenario
-from tokenpool.poolfile.described import FIELDS
+from tokenpool.poolfile.described import FIELDS, REQUIRED
 from tokenpool.poolfile.problems import PoolFileError
 from tokenpool.poolfile.reading import parse
 
@@ -134,3 +139,67 @@ def test_the_scenario_page_lists_the_kinds_of_arrivals_and_lengths(kind: str) ->
     assert set(known) == {
         path.removeprefix(start).partition(".")[0] for path, *_ in SCENARIO_FIELDS if path.startswith(start)
     }
+
+
+# --- the bounds of scenario fields ---
+
+SAMPLES = {"text": "a", "path": "none.csv", "number": 1, "whole number": 1}
+"""A value of each type that required fields have."""
+
+
+def with_value(field: ScenarioField, value: float) -> str:
+    """A scenario with this value, and with the required fields beside it."""
+    tenant: dict[str, Any] = {"name": "x", "arrivals": {"poisson": {"rate": 1}}, "input": 1}
+    tenant |= {"endpoint": "embeddings"} if field.path == "tenants[].batch" else {"output": 1}
+    top: dict[str, Any] = {"name": "a", "model": "b", "duration_s": 100, "tenants": [tenant]}
+    mapping, (*outer, last) = top, field.path.split(".")
+    for word in outer:
+        if word.endswith("[]"):
+            (mapping,) = mapping[word.removesuffix("[]")]
+        else:
+            mapping[word] = {}
+            mapping = mapping[word]
+    has_siblings = len(outer) > 1 and outer[-1] != "input"  # of which a scenario has one only
+    for other in SCENARIO_FIELDS if has_siblings else ():
+        *around, name = other.path.split(".")
+        if around == outer and other.default == REQUIRED:
+            mapping[name] = SAMPLES[other.kind.partition(",")[0]]
+    mapping[last] = value
+    return yaml.safe_dump(top)
+
+
+def beyond() -> Iterator[tuple[str, float, str]]:
+    """Values beyond each bound that the page states, with the words of the error."""
+    for each in SCENARIO_FIELDS:
+        if isinstance(each.bounds, Bounds):
+            least, most, is_above = each.bounds
+            yield each.path, least if is_above else least - 1, "more than" if is_above else "at least"
+            if not math.isinf(most):
+                yield each.path, most + 1, "at most"
+
+
+@pytest.mark.parametrize(("path", "value", "words"), [*beyond()])
+def test_the_bounds_on_the_scenario_page_are_those_that_hold(path: str, value: float, words: str) -> None:
+    (field,) = [each for each in SCENARIO_FIELDS if each.path == path]
+    with pytest.raises(ScenarioError) as raised:
+        parse_scenario(with_value(field, value), "s.yaml", {}, Path())
+    assert isinstance(field.bounds, Bounds)
+    bound = field.bounds.most if words == "at most" else field.bounds.least
+    assert f"{path.rpartition('.')[2]} is {value:g}; write {words} {bound:g}" in str(raised.value)
+
+
+def test_every_number_on_the_scenario_page_has_bounds() -> None:
+    numbers = [each for each in SCENARIO_FIELDS if each.kind.startswith(("number", "whole number"))]
+    assert [each.path for each in numbers if not str(each.bounds)] == []
+
+
+# --- the commands of loadgen ---
+
+
+def test_the_loadgen_page_has_every_command_and_its_options() -> None:
+    text = (generate.FOLDER / "loadgen.md").read_text()
+    for command in ("init", "check", "run", "sweep", "capacity", "compare", "engine"):
+        assert f"## loadgen {command}\n" in text
+    for option in ("--fail-on GOAL", "--fail-if REGRESSION", "--slo GOAL", "--force", "--slots X"):
+        assert f"`{option}`" in text
+    assert " |  | None. |" not in text  # every option has a meaning

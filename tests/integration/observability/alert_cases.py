@@ -580,6 +580,11 @@ class Quiet:
     samples: Mapping[str, str] = field(default_factory=dict)
     """Values of further gauges, in promtool's notation, a sample each minute."""
 
+    @property
+    def is_long(self) -> bool:
+        """Whether it lasts for a day. It has no ``samples`` then."""
+        return self.minutes > 12 * 60
+
 
 QUIET = (
     Quiet(

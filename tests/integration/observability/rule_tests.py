@@ -46,14 +46,15 @@ def firing_and_clearing(case: Case, alerts: Sequence[Alert]) -> dict[str, Any]:
 
 def staying_silent(quiet: Quiet) -> dict[str, Any]:
     """The test that alerts stay silent on what looks like a fault."""
+    step = STEP_MIN[quiet.is_long]
     return {
         "name": quiet.about,
-        "interval": "1m",
+        "interval": f"{step}m",
         "input_series": [
             *(
                 {
                     "series": named(each, FAULTY),
-                    "values": values(each, 1, (0, quiet.minutes, quiet.minutes), is_faulty=True),
+                    "values": values(each, step, (0, quiet.minutes, quiet.minutes), is_faulty=True),
                 }
                 for each in quiet.series
             ),
@@ -72,23 +73,26 @@ def staying_silent(quiet: Quiet) -> dict[str, Any]:
 
 def one_of_several(name: str, series: Sequence[Series], warnings: int) -> dict[str, Any]:
     """The test that faults of one sidecar are never critical, and that so many alerts warn of them."""
-    begins, ends = 30, 26 * 60
+    begins, ends, step = 30, 26 * 60, STEP_MIN[True]
     firing = 'ALERTS{severity="%s", alertstate="firing", namespace="blue", pool="chat"}'
     return {
         "name": name,
-        "interval": "1m",
+        "interval": f"{step}m",
         "input_series": [
-            {"series": named(each, FAULTY), "values": values(each, 1, (begins, ends, ends), is_faulty=True)}
+            {
+                "series": named(each, FAULTY),
+                "values": values(each, step, (begins, ends, ends), is_faulty=True),
+            }
             for each in series
         ],
         "promql_expr_test": [
             *(
                 {"expr": firing % Severity.CRITICAL, "eval_time": f"{minute}m", "exp_samples": []}
-                for minute in range(begins, ends, 45)
+                for minute in range(begins, ends, 46)
             ),
             {
                 "expr": f"count(count by (alertname) ({firing % Severity.WARNING}))",
-                "eval_time": f"{ends - 5}m",
+                "eval_time": f"{ends - 6}m",
                 "exp_samples": [{"labels": "{}", "value": warnings}],
             },
         ],
