@@ -1,7 +1,7 @@
 """The command line: ``tokenpool COMMAND``.
 
-The exit status is 0 if all is well, 1 if the answer is negative (such as problems in a pool file), and 2 if
-the command could not run.
+The exit status is 0 after success, and 2 if the command could not run. It is 1 if the answer is negative:
+for example, the pool file has problems.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``tokenpool explain``: what a pool file promises to whom, or what a reason of a refusal means."""
+"""``tokenpool explain``: the promises of a pool file, or the meaning of a reason for a refusal."""
 
 from __future__ import annotations
 

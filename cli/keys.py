@@ -84,7 +84,7 @@ def add_parser(commands: command.Commands) -> None:
     listed.add_argument("--entitlement", metavar="NAME", help="only those of this entitlement")
     listed.add_argument("--pool", metavar="NAME", help="only those of this pool")
     listed.add_argument("--state", metavar="STATE", help="only those that are active, expired or revoked")
-    _add(inner, "changes", _changes, "list all changes of credentials: when, what, and who")
+    _add(inner, "changes", _changes, "list all changes of credentials, with time, change and administrator")
 
 
 def _add(commands: command.Commands, name: str, run: command.Run, summary: str) -> argparse.ArgumentParser:
@@ -225,7 +225,7 @@ def _new_key(
         if isinstance(error, admin_port.Refused) and not error.may_pass:
             raise
         raise CommandFailed(
-            f"{error}. The key may have been issued, and nobody has it: run tokenpool keys revoke {name}"
+            f"{error}. The key may have been issued, but it is lost; run tokenpool keys revoke {name}"
         ) from error
     if target is not None:
         with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -42,13 +42,13 @@ def _not_simulated(file: PoolFile, pool: Pool) -> Iterator[str]:
     keys = [key for each in entitlements for key in each.api_keys]
     quotas = [each.quotas for each in entitlements] + [each.quotas for each in file.groups_of(pool.name)]
     if any(quotas) or any(key.quotas for key in keys):
-        yield "the pool file has quotas, and the simulation does not enforce them"
+        yield "the pool file has quotas, but the simulation does not enforce them"
     if any(key.concurrency for key in keys):
-        yield "the pool file has keys with a limit of their own, and the simulation does not enforce it"
+        yield "the pool file has keys with a limit of their own, but the simulation does not enforce it"
     if any(each.models for each in entitlements):
-        yield "the pool file has entitlements with models, and the simulation serves them every model"
+        yield "the pool file has entitlements with models, but the simulation lets them use every model"
     if not pool.enforce or not all(each.enforce for each in entitlements):
-        yield "the pool file has enforce: false, and the simulation enforces all the same"
+        yield "the pool file has enforce: false, but the simulation enforces all limits"
 
 
 def _records(arguments: argparse.Namespace, pool: str) -> list[Recorded]:

@@ -1,4 +1,4 @@
-"""``tokenpool simulate``: recorded usage against a changed pool file: who would be shed, and why."""
+"""``tokenpool simulate``: replays recorded usage against a changed pool file, and predicts the sheds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from coordinator.usage.periods import PERIODS
 def add_parser(commands: command.Commands) -> None:
     """Declare the command."""
     parser = command.add(
-        commands, "simulate", run, "replay recorded usage against a pool file, and say who would be shed"
+        commands,
+        "simulate",
+        run,
+        "replay recorded usage against a pool file, and show which entitlements would be shed",
     )
     pool_file.add_argument(parser)
     admin_port.add_arguments(parser)

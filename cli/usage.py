@@ -1,4 +1,4 @@
-"""``tokenpool usage``: who used how much in a period, from the usage store, through a coordinator."""
+"""``tokenpool usage``: the usage of a period, from the usage store, through a coordinator."""
 
 from __future__ import annotations
 

@@ -10,9 +10,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from loadgen import examples, outputs, reading
+from loadgen import examples, outputs, reading, server_urls
 from loadgen.examples import UnknownQuestion
 from loadgen.fields import ScenarioError
 from loadgen.options import make_parser
@@ -40,12 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         from loadgen.engine import __main__ as engine  # noqa: PLC0415
 
         return engine.main(given[1:])
-    arguments = make_parser().parse_args(given)
-    command = {"compare": _compare, "check": _check, "init": _init}.get(arguments.command, _sending)
     try:
+        arguments = make_parser().parse_args(given)
+        command = {"compare": _compare, "check": _check, "init": _init}.get(arguments.command, _sending)
         return command(arguments)
-    except (ScenarioError, RunUnreadable, OutputExists, UnknownQuestion, OSError) as error:
+    except (ScenarioError, RunUnreadable, OutputExists, UnknownQuestion) as error:
         print(f"loadgen: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except OSError as error:
+        print(f"loadgen: {outputs.problem(error)}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -187,10 +189,10 @@ def _capacity(arguments: argparse.Namespace) -> int:
 
 def _check_order(scenario: Scenario, arguments: argparse.Namespace) -> None:
     """Raise ``ScenarioError`` if the options and the scenario do not allow a run."""
-    for url in (*arguments.url, *arguments.state):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ScenarioError(f"{url!r} is not the URL of a server; write http://host:port")
+    for url in arguments.url:
+        server_urls.check_server(url)
+    for url in arguments.state:
+        server_urls.check(url)
     if not isinstance(scenario.spread, str) and len(scenario.spread) != len(arguments.url):
         raise ScenarioError(
             f"{arguments.scenario}: spread has {len(scenario.spread)} weights for {len(arguments.url)} URLs; "

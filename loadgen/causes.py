@@ -12,7 +12,10 @@ import ssl
 import aiohttp
 import msgspec
 
+from loadgen.decoding import UNDECODABLE
+
 MOST_MESSAGE = 240
+MOST_NAME = 60
 _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (aiohttp.ClientConnectorDNSError, "unknown host"),
     (aiohttp.ClientSSLError, "TLS error"),
@@ -26,12 +29,15 @@ _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (aiohttp.ClientConnectorError, "no connection"),
 )
 _RESET = (errno.ECONNRESET, errno.EPIPE)
+_FILES = (errno.EMFILE, errno.ENFILE)
 _ERROR_FIELDS = ("message", "detail", "error", "msg")
 
 
 def of_exception(error: BaseException) -> tuple[str, str]:
     """The reason and the message of a connection that could not be opened, or that ended early."""
     inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(inner, OSError) and inner.errno in _FILES:
+        return "too many open files", "this generator may open no more connections: raise 'ulimit -n'"
     found = (name for kind, name in _KINDS if isinstance(error, kind) or isinstance(inner, kind))
     is_reset = isinstance(inner, OSError) and inner.errno in _RESET
     other = "connection reset" if is_reset else type(error).__name__
@@ -58,7 +64,7 @@ def message(content: bytes) -> str:
     """The message of an error response: the field for it if the content is JSON, or else its beginning."""
     try:
         found = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return line(_text(content))
     while isinstance(found, dict) and (name := next((n for n in _ERROR_FIELDS if found.get(n)), None)):
         found = found[name]
@@ -69,6 +75,12 @@ def line(text: str) -> str:
     """Text as one printable line, so that a server cannot control a terminal. Long text is cut."""
     plain = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return plain if len(plain) <= MOST_MESSAGE else f"{plain[: MOST_MESSAGE - 3]}..."
+
+
+def name(text: str) -> str:
+    """A reason of a server as a short printable line."""
+    plain = line(text)
+    return plain if len(plain) <= MOST_NAME else f"{plain[: MOST_NAME - 3]}..."
 
 
 def without(text: str, key: str | None) -> str:

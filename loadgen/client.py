@@ -14,14 +14,18 @@ from types import TracebackType
 
 import aiohttp
 
-from loadgen import causes, sse
-from loadgen.endpoints.dialect import KEY_HEADERS, Dialect, Event
+from loadgen import bodies, causes, sse
+from loadgen.endpoints.dialect import Dialect, Event, secrets
 from loadgen.endpoints.table import DIALECTS
 from loadgen.records import Attempt, Outcome
 from loadgen.scenario import Cancel, Tenant
 from loadgen.statistics import gap_histogram, percentile
 
 MOST_ERROR_BYTES = 1 << 16
+MOST_BYTES = 256 << 20
+"""The most bytes of a response that is not streamed: more than 2,048 embeddings of 4,096 numbers need."""
+MOST_COUNT = 1 << 24
+"""The most tokens that a count of a server may have."""
 PREEMPTED = frozenset({"preempted", "rate_limit_error", "overloaded_error"})
 """Names of an error event that ends a preempted request. Anthropic's API has no name of its own for it."""
 _JSON = "application/json"
@@ -40,8 +44,7 @@ class Recipient:
     @property
     def secrets(self) -> list[str]:
         """The keys in the headers, which a server may repeat in an error."""
-        found = (self.headers.get(name) for name in KEY_HEADERS)
-        return [text.removeprefix("Bearer ") for text in found if text]
+        return secrets(self.headers)
 
 
 def recipient(tenant: Tenant) -> Recipient:
@@ -112,13 +115,16 @@ class Client:
                 attempt.reason, attempt.message = causes.of_timeout(
                     self._timeout_s, status=attempt.status, has_token=attempt.first_s is not None
                 )
+        except sse.TooLong as error:
+            attempt.outcome, attempt.reason, attempt.message = Outcome.ERROR, "response too large", str(error)
         except (aiohttp.ClientError, OSError) as error:
             attempt.outcome, attempt.reason, attempt.message = stream.ending(*causes.of_exception(error))
         finally:
             attempt.end_s = self._clock()
-            if attempt.message:
-                for secret in to.secrets:
-                    attempt.message = causes.without(attempt.message, secret)
+            for secret in to.secrets if attempt.message or attempt.reason else ():
+                attempt.message = causes.without(attempt.message, secret)
+                attempt.reason = causes.without(attempt.reason, secret)
+            attempt.reason = causes.name(attempt.reason)
             stream.close()
         return stream.answer
 
@@ -131,7 +137,13 @@ class Client:
             elif response.content_type == "text/event-stream":
                 await _streamed(attempt, stream, response)
             else:
-                _whole(attempt, to.dialect, stream, response.content_type, await response.read())
+                _whole(
+                    attempt,
+                    to.dialect,
+                    stream,
+                    response.content_type,
+                    await bodies.read(response, MOST_BYTES),
+                )
 
 
 async def _refused(attempt: Attempt, response: aiohttp.ClientResponse) -> None:
@@ -142,7 +154,8 @@ async def _refused(attempt: Attempt, response: aiohttp.ClientResponse) -> None:
     attempt.message = causes.message(content)
     if not attempt.reason:
         event = sse.decoded(content)
-        attempt.reason = event.error.name if event is not None and event.error else str(response.status)
+        named = event.error.name if event is not None and event.error else sse.UNNAMED
+        attempt.reason = str(response.status) if named == sse.UNNAMED else named
 
 
 async def _streamed(attempt: Attempt, stream: _Stream, response: aiohttp.ClientResponse) -> None:
@@ -172,9 +185,11 @@ def _whole(attempt: Attempt, dialect: Dialect, stream: _Stream, content_type: st
 
 
 def _count(attempt: Attempt, usage: sse.Usage | None) -> None:
+    """Record the server's counts. Impossible ones count as absent."""
     if usage is not None:
-        attempt.prompt_tokens = usage.prompt_tokens
-        if usage.completion_tokens is not None:
+        if 0 <= usage.prompt_tokens <= MOST_COUNT:
+            attempt.prompt_tokens = usage.prompt_tokens
+        if usage.completion_tokens is not None and 0 <= usage.completion_tokens <= MOST_COUNT:
             attempt.tokens, attempt.is_counted = usage.completion_tokens, True
 
 

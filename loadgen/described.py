@@ -10,8 +10,9 @@ import math
 from typing import NamedTuple
 
 from loadgen.behaviour_fields import MOST_TURNS
+from loadgen.fields import LEAST_TOKENS_PER_BYTE
 from loadgen.length_fields import LONGEST_TOKENS
-from loadgen.reading import MOST_BATCH, MOST_CV, SIGNALS
+from loadgen.reading import LEAST_CV, MOST_BATCH, MOST_CV, SIGNALS
 from loadgen.scenario import Endpoint, PromptForm, Retries
 from loadgen.workloads.sharegpt import Turns
 from tokenpool.poolfile.described import REQUIRED
@@ -102,7 +103,12 @@ _TOP = (
         _words(tuple(PromptForm)),
     ),
     ScenarioField(
-        "tokens_per_byte", "number", "tokens per byte", _ABOVE, "0.25", "The tokens of a byte of text."
+        "tokens_per_byte",
+        "number",
+        "tokens per byte",
+        Bounds(LEAST_TOKENS_PER_BYTE),
+        "0.25",
+        "The tokens of a byte of text.",
     ),
     _mapping(
         "tokenizer",
@@ -271,7 +277,7 @@ _ARRIVALS = (
         "tenants[].arrivals.gamma.cv",
         "number",
         "",
-        Bounds(0, MOST_CV, True),
+        Bounds(LEAST_CV, MOST_CV),
         REQUIRED,
         "The coefficient of variation of the gaps: 1 as `poisson`, above 1 in clusters, below 1 more evenly.",
     ),

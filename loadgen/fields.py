@@ -6,7 +6,6 @@ problems. Here one problem is enough for the person who starts a run, so no acce
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
@@ -14,6 +13,15 @@ from tokenpool.yaml_nodes import Node, Problem, Problems, root
 
 _Value = TypeVar("_Value")
 _Default = TypeVar("_Default")
+
+
+MOST = 1e9
+"""Larger numbers are treated as typing errors: 1e9 s are 31 years."""
+MOST_SEED = (1 << 63) - 1
+"""The largest seed that every reader of JSON accepts."""
+LONGEST_NAME = 200
+LEAST_TOKENS_PER_BYTE = 0.001
+"""A token of a thousand bytes. Less is treated as a typing error, because prompts would fill the memory."""
 
 
 class ScenarioError(ValueError):
@@ -86,6 +94,20 @@ class Field:
         """A text that is not empty."""
         return _sure(self._node.text())
 
+    def line(self) -> str:
+        """A text that is not empty, in one printable line, such as a path."""
+        text = self.text()
+        if not text.isprintable():
+            self.fail("has characters that cannot be printed", "write letters and digits in one line")
+        return text
+
+    def name(self) -> str:
+        """A short line, for tables and messages."""
+        text = self.line()
+        if len(text) > LONGEST_NAME:
+            self.fail(f"has {len(text)} characters", f"write at most {LONGEST_NAME}")
+        return text
+
     def word(self, choices: Sequence[str]) -> str:
         """One of a few words."""
         return _sure(self._node.word(choices))
@@ -94,11 +116,11 @@ class Field:
         """True or false."""
         return _sure(self._node.boolean())
 
-    def number(self, unit: str, *, least: float = 0.0, most: float = math.inf, above: bool = False) -> float:
+    def number(self, unit: str, *, least: float = 0.0, most: float = MOST, above: bool = False) -> float:
         """A finite number from ``least`` (or, ``above``, more than it) to ``most``."""
         return _sure(self._node.number(unit, least=least, most=most, above=above))
 
-    def whole(self, unit: str, *, least: int = 0, most: float = math.inf) -> int:
+    def whole(self, unit: str, *, least: int = 0, most: float = MOST) -> int:
         """A whole number from ``least`` to ``most``."""
         return _sure(self._node.whole(unit, least=least, most=most))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
+from loadgen import words
 from loadgen.latencies import Latencies, Timed, over_time
-from loadgen.plots import Band, Frame, Mark, Series, curves, layers, log_ticks
+from loadgen.plots import COLOURS, Band, Frame, Mark, Series, curves, layers, log_ticks
 from loadgen.records import FAILED, REFUSED, Attempt, EntitlementSample, Meta, Outcome, Run, Sample
 from loadgen.statistics import Windows
 from loadgen.summary import token_pieces
@@ -55,10 +56,10 @@ def first_tokens(meta: Meta, made: Mapping[str, Latencies], windows: Windows, fr
     for index, tenant in enumerate(meta.tenants):
         if tenant.name in chosen:
             series = [
-                Series(name, over_time(made[tenant.name].ttft, windows, share), index, dash, width)
+                Series(name, over_time(made[tenant.name].ttft, windows, share), index % COLOURS, dash, width)
                 for name, share, dash, width in _CURVES
             ]
-            title = f"{tenant.name}{f' ({tenant.tier})' if tenant.tier else ''}, {per}"
+            title = f"{words.name(tenant.name)}{f' ({tenant.tier})' if tenant.tier else ''}, {per}"
             figures.append(curves(title, series, frame, unit="s", is_log=True, ticks=ticks, is_half=True))
     rest = [name for name in made if name not in chosen]
     if rest:

@@ -80,7 +80,8 @@ def _slowest(summary: Summary) -> str:
     p50 = words.estimate(cell.ttft.p50, rate=False)
     if summary.cell(EVERYONE, WHOLE) is None:
         return f"The {_TTFT} was {p50} at the median and {words.seconds(p99.value)} at P99."
-    return f"The largest P99 of the {_TTFT} was {words.seconds(p99.value)}, of {cell.tenant} (median {p50})."
+    who = words.name(cell.tenant)
+    return f"The largest P99 of the {_TTFT} was {words.seconds(p99.value)}, of {who} (median {p50})."
 
 
 def _goals(judged: Sequence[GoalResult]) -> str:

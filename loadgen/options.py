@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadgen.exports import FORMATS
+from loadgen.fields import LONGEST_NAME, MOST, MOST_SEED
 from loadgen.rates.options import add_capacity_options, add_sweep_options
 from runtime.build import add_version
 
@@ -150,7 +151,11 @@ def _add_order(parser: argparse.ArgumentParser) -> None:
         "repeat for several",
     )
     parser.add_argument(
-        "--label", default="", metavar="NAME", help="the run's name in comparisons (default: --out's name)"
+        "--label",
+        type=_label,
+        default="",
+        metavar="NAME",
+        help="the run's name in comparisons (default: --out's name)",
     )
     parser.add_argument(
         "--allow-faults", action="store_true", help="run the commands and signals of the scenario's faults"
@@ -185,7 +190,7 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
     """The options that change a scenario."""
     parser.add_argument(
         "--seed",
-        type=int,
+        type=_seed,
         metavar="N",
         help="the seed of arrivals, lengths and prompts (default: the scenario's)",
     )
@@ -218,17 +223,31 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _label(text: str) -> str:
+    if not text.isprintable() or len(text) > LONGEST_NAME:
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is not a name of one line with at most {LONGEST_NAME} characters"
+        )
+    return text
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or len(text) > len(str(MOST_SEED)) or int(text) > MOST_SEED:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is not a whole number from 0 to {MOST_SEED}")
+    return int(text)
+
+
 def _factor(text: str) -> float:
     value = _number(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    if not 0 < value <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0, and {MOST:g} at most")
     return value
 
 
 def _span(text: str) -> float:
     value = _number(text)
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    if not 0 <= value <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to {MOST:g}")
     return value
 
 

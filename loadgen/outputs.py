@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,28 @@ RESULTS = frozenset(
 """The names that ``run``, ``sweep`` and ``capacity`` write into their folder."""
 RATES = "rate-*-run*"
 """The folders of the runs of ``sweep`` and ``capacity``."""
+
+
+_FIXES = {
+    errno.ENOSPC: "free space on the disk, or give another --out",
+    errno.EDQUOT: "free space on the disk, or give another --out",
+    errno.EACCES: "give a path that you may read and write",
+    errno.EPERM: "give a path that you may read and write",
+    errno.EROFS: "give an --out on a disk that can be written",
+    errno.ENOENT: "create its folder first, or correct the path",
+    errno.ENOTDIR: "name a folder, not a file, before the last /",
+    errno.EISDIR: "name a file",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.EMFILE: "raise the limit of open files with ulimit -n, or use more --processes",
+    errno.ENFILE: "close other programs, because the machine has too many open files",
+}
+
+
+def problem(error: OSError) -> str:
+    """The text for a file that cannot be read or written: its name, the problem and the fix."""
+    named = f"{error.filename}: " if error.filename is not None else ""
+    fix = _FIXES.get(error.errno or 0, "check the path and the disk")
+    return f"{named}{error.strerror or error}; {fix}"
 
 
 class OutputExists(Exception):

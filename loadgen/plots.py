@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from loadgen.words import amount, seconds
+from loadgen.words import amount, name, seconds
 
 COLOURS = 8
 """The number of colours in the page's style. Further series repeat them with dashes."""
@@ -28,6 +28,8 @@ _MOST_POINTS, _MOST_MINOR_POINTS = 240, 60
 """The most points of a line. Of more, the extremes of each piece remain."""
 _MOST_TOLD = 12
 """The most series that the label of a plot describes."""
+_LEAST_CUT = 5
+"""The fewest letters of the cut name of a phase; shorter ones say nothing."""
 _TAIL = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 
 Points = Sequence[tuple[float, float | None]]
@@ -250,9 +252,9 @@ def _figure(
     height: float | None = None,
 ) -> str:
     pictures = "".join(
-        f'<svg class="{name}" viewBox="0 0 {width:g} {height or tall:g}" role="img" '
+        f'<svg class="{size}" viewBox="0 0 {width:g} {height or tall:g}" role="img" '
         f'aria-label="{escape(told)}">{drawn(width, height or tall)}</svg>'
-        for name, (width, tall) in (("wide", wide), ("narrow", _NARROW))
+        for size, (width, tall) in (("wide", wide), ("narrow", _NARROW))
     )
     return f"<figure><figcaption>{escape(title)}</figcaption>{pictures}{legend}</figure>\n"
 
@@ -330,13 +332,13 @@ def _written(labels: Sequence[tuple[float, str]], x: _Scale, y: float) -> str:
 def _band(band: Band, index: int, x: _Scale, y: _Scale) -> str:
     left, right = x(band.from_s), x(band.to_s)
     fits = int((right - left - 4) / _LETTER)
-    name = band.name if len(band.name) <= fits else band.name[: max(fits - 1, 0)] + "…"
-    label = f'<text x="{left + 3:.1f}" y="{y.end + 11:.1f}" class="band">{escape(name)}</text>'
+    cut = band.name if len(band.name) <= fits else f"{band.name[: max(fits - 1, 0)]}…"
+    label = f'<text x="{left + 3:.1f}" y="{y.end + 11:.1f}" class="band">{escape(cut)}</text>'
     return (
         f'<rect class="band{index % 2}" x="{left:.1f}" y="{y.end:.1f}" width="{right - left:.1f}" '
         f'height="{y.start - y.end:.1f}">'
         f"<title>{escape(band.name)}: {band.from_s:g} to {band.to_s:g} s</title></rect>"
-        f"{label if fits > 1 else ''}"
+        f"{label if fits >= min(len(band.name), _LEAST_CUT) else ''}"
     )
 
 
@@ -457,8 +459,8 @@ def _legend(series: Sequence[Series], frame: Frame, over: Sequence[Series] | Non
     if frame.marks:
         items.append(('<path class="tip" d="M6 1h10l-5 8z"/>', frame.marked))
     listed = "".join(
-        f'<li><svg viewBox="0 0 22 10" aria-hidden="true">{drawn}</svg>{escape(name)}</li>'
-        for drawn, name in items
+        f'<li><svg viewBox="0 0 22 10" aria-hidden="true">{drawn}</svg>{escape(name(said))}</li>'
+        for drawn, said in items
     )
     return f'<ul class="legend">{listed}</ul>'
 

@@ -18,6 +18,7 @@ import msgspec
 from loadgen import causes, prompts
 from loadgen.arrivals import Request
 from loadgen.client import recipient
+from loadgen.decoding import UNDECODABLE
 from loadgen.scenario import Scenario, Tenant
 
 TIMEOUT_S = 10.0
@@ -122,7 +123,7 @@ def models(reply: Reply) -> list[str]:
     """The names that a server lists; empty if it lists none, or in another format."""
     try:
         page = msgspec.json.decode(reply.content) if reply.status == 200 else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return []
     entries = page.get("data") if isinstance(page, dict) else None
     if not isinstance(entries, list):

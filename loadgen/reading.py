@@ -13,7 +13,7 @@ from pathlib import Path
 
 from loadgen import behaviour_fields, length_fields, prompts
 from loadgen.endpoints.table import DIALECTS
-from loadgen.fields import Field, ScenarioError, document, given
+from loadgen.fields import LEAST_TOKENS_PER_BYTE, MOST_SEED, Field, ScenarioError, document, given
 from loadgen.length_fields import LONGEST_TOKENS
 from loadgen.request_options import check_fields, extra_body, headers, secret
 from loadgen.scenario import (
@@ -46,6 +46,10 @@ MOST_BATCH = 2048
 """The most texts of a request to embed in OpenAI's API."""
 MOST_CV = 20.0
 """The largest coefficient of variation: above it, a run of minutes has no or all of its requests at once."""
+LEAST_CV = 0.01
+"""The smallest: below it, arrivals are those of ``constant``."""
+MOST_PERIODS = 100_000
+"""The most pauses of a tenant in a run."""
 SIGNALS = ("STOP", "CONT", "KILL", "TERM")
 _SCENARIO = (
     "name", "seed", "duration_s", "model", "endpoint", "route", "stream", "prompt", "tokens_per_byte",
@@ -59,9 +63,12 @@ _TENANT = (
 
 
 def read(path: Path, environment: Mapping[str, str]) -> Scenario:
-    """The scenario of a file. Raises ``ScenarioError``, or ``OSError`` if the file cannot be read."""
+    """The scenario of a file. Raises ``ScenarioError``."""
     try:
         text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ScenarioError(f"{path}: cannot be read ({reason}); name a scenario file") from None
     except UnicodeDecodeError as error:
         raise ScenarioError(f"{path}:1: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     return parse(text, str(path), environment, folder=path.parent)
@@ -80,18 +87,21 @@ def parse(text: str, file: str, environment: Mapping[str, str], folder: Path) ->
     stream = given(fields, "stream", Field.truth, True)
     for item, tenant in zip(fields["tenants"].items(), tenants, strict=True):
         is_streamed = stream and DIALECTS[tenant.endpoint].generates
+        _check_periods(item, tenant, duration)
         behaviour_fields.check(item, tenant, prompts.form(form, tenant), is_streamed=is_streamed)
     warm_up, cool_down = (given(fields, name, _seconds, 0.0) for name in ("warm_up_s", "cool_down_s"))
     if problem := unmeasured(duration, warm_up, cool_down):
         top.fail(problem, "make warm_up_s and cool_down_s shorter, or duration_s longer")
     return Scenario(
-        name=fields["name"].text(),
-        model=fields["model"].text(),
+        name=fields["name"].name(),
+        model=fields["model"].name(),
         duration_s=duration,
         tenants=tenants,
-        seed=given(fields, "seed", lambda f: f.whole("(a seed)"), 0),
+        seed=given(fields, "seed", lambda f: f.whole("(a seed)", most=MOST_SEED), 0),
         prompt=form,
-        tokens_per_byte=given(fields, "tokens_per_byte", lambda f: f.number("tokens", above=True), 0.25),
+        tokens_per_byte=given(
+            fields, "tokens_per_byte", lambda f: f.number("tokens", least=LEAST_TOKENS_PER_BYTE), 0.25
+        ),
         tokenizer=given(fields, "tokenizer", lambda f: _tokenizer(f, folder), None),
         stream=stream,
         timeout_s=timeout,
@@ -102,6 +112,15 @@ def parse(text: str, file: str, environment: Mapping[str, str], folder: Path) ->
         warm_up_s=warm_up,
         cool_down_s=cool_down,
     )
+
+
+def _check_periods(item: Field, tenant: Tenant, duration: float) -> None:
+    """Raise ``ScenarioError`` if the pauses of a tenant are too many to plan."""
+    process = tenant.process
+    if isinstance(process, OnOff) and duration / (process.on_s + process.off_s) > MOST_PERIODS:
+        item.fail(
+            f"pauses over {MOST_PERIODS} times in {duration:g} s", "write a longer on_s or off_s, in seconds"
+        )
 
 
 def _seconds(field: Field) -> float:
@@ -148,7 +167,7 @@ def _tokenizer(field: Field, folder: Path) -> Tokenizer:
     if not field.is_mapping:
         field.word(("engine",))
         return Tokenizer()
-    return Tokenizer(str(folder / field.fields(("file",), required=("file",))["file"].text()))
+    return Tokenizer(str(folder / field.fields(("file",), required=("file",))["file"].line()))
 
 
 def _spread(field: Field) -> str | tuple[float, ...]:
@@ -176,7 +195,7 @@ def _tenants(
 
 def _tenant(item: Field, endpoint: Endpoint, environment: Mapping[str, str], folder: Path) -> Tenant:
     fields = item.fields(_TENANT, required=("name",))
-    name = fields["name"].text()
+    name = fields["name"].name()
     endpoint = given(fields, "endpoint", _endpoint, endpoint)
     check_fields(fields, endpoint)
     if "arrivals" not in fields and "trace" not in fields:
@@ -193,15 +212,17 @@ def _tenant(item: Field, endpoint: Endpoint, environment: Mapping[str, str], fol
         output=given(fields, "output", length_fields.lengths, Fixed(1 if dialect.generates else 0)),
         key=given(fields, "key", lambda f: secret(f, environment), None),
         endpoint=endpoint,
-        model=given(fields, "model", Field.text, None),
+        model=given(fields, "model", Field.name, None),
         ignore_eos=given(fields, "ignore_eos", Field.truth, dialect.takes_ignore_eos),
         batch=given(fields, "batch", _batch, dialect.batch or 1),
         headers=given(fields, "headers", lambda f: headers(f, environment, has_key="key" in fields), ()),
         extra_body=given(fields, "extra_body", extra_body, ()),
         prefix=given(fields, "prefix", lambda f: _prefix(f, name), None),
         retries=given(fields, "retries", _retries, Retries()),
-        priority=given(fields, "priority", lambda f: f.whole("(a priority)", least=-(1 << 31)), None),
-        tier=given(fields, "tier", Field.text, ""),
+        priority=given(
+            fields, "priority", lambda f: f.whole("(a priority)", least=-(1 << 31), most=(1 << 31) - 1), None
+        ),
+        tier=given(fields, "tier", Field.name, ""),
         slo=given(fields, "slo", _slo, None),
         starts_s=starts,
         ends_s=given(fields, "ends_s", lambda f: f.number("seconds", least=starts, above=True), None),
@@ -245,7 +266,7 @@ def _prefix(field: Field, tenant: str) -> Prefix:
     return Prefix(
         share=given(fields, "share", lambda f: f.number("(a share)", most=1.0), 1.0),
         tokens=fields["tokens"].whole("tokens", least=1, most=LONGEST_TOKENS),
-        name=given(fields, "name", Field.text, tenant),
+        name=given(fields, "name", Field.name, tenant),
     )
 
 
@@ -289,7 +310,7 @@ def _bursty(field: Field) -> Bursty:
 
 def _gamma(field: Field) -> Gamma:
     fields = field.fields(("rate", "cv"), required=("rate", "cv"))
-    return Gamma(_rate(fields), fields["cv"].number("(no unit)", above=True, most=MOST_CV))
+    return Gamma(_rate(fields), fields["cv"].number("(no unit)", least=LEAST_CV, most=MOST_CV))
 
 
 def _ramp(field: Field) -> Ramp:
@@ -344,7 +365,7 @@ def _phase(item: Field, tenants: tuple[Tenant, ...], duration: float) -> Phase:
     start = fields["from"].number("seconds", most=duration)
     end = fields["to"].number("seconds", least=start, above=True, most=duration)
     rates = fields["rates"].named() if "rates" in fields else {}
-    return Phase(fields["name"].text(), start, end, tuple(_factor(f, n, tenants) for n, f in rates.items()))
+    return Phase(fields["name"].name(), start, end, tuple(_factor(f, n, tenants) for n, f in rates.items()))
 
 
 def _factor(field: Field, name: str, tenants: tuple[Tenant, ...]) -> tuple[str, float]:
@@ -371,4 +392,4 @@ def _fault(item: Field, duration: float) -> Fault:
         return Fault(at, command=command)
     if "pid_file" not in fields:
         item.fail("has no pid_file", "add 'pid_file:', the file that holds the process's id")
-    return Fault(at, signal=fields["signal"].word(SIGNALS), pid_file=fields["pid_file"].text())
+    return Fault(at, signal=fields["signal"].word(SIGNALS), pid_file=fields["pid_file"].line())

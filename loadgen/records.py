@@ -17,6 +17,7 @@ from typing import IO, TypeVar
 
 import msgspec
 
+from loadgen.decoding import UNDECODABLE
 from loadgen.scenario import Header, Process, Scenario, Slo, Trace
 
 _Record = TypeVar("_Record")
@@ -296,20 +297,35 @@ class Lines:
     """A file of JSON lines that is being written."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file: IO[bytes] = path.open("wb")
 
     def write(self, record: msgspec.Struct) -> None:
-        """Add a line."""
-        self._file.write(_encode(record) + b"\n")
+        """Add a line. Raises ``OSError`` with the file's name, such as for a full disk."""
+        try:
+            self._file.write(_encode(record) + b"\n")
+        except OSError as error:
+            raise _of_file(error, self._path) from None
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. Raises ``OSError`` with the file's name."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise _of_file(error, self._path) from None
 
 
 def save(path: Path, record: object) -> None:
-    """Write one record as indented JSON."""
-    path.write_bytes(msgspec.json.format(_encode(record), indent=1) + b"\n")
+    """Write one record as indented JSON. Raises ``OSError`` with the file's name."""
+    try:
+        path.write_bytes(msgspec.json.format(_encode(record), indent=1) + b"\n")
+    except OSError as error:
+        raise _of_file(error, path) from None
+
+
+def _of_file(error: OSError, path: Path) -> OSError:
+    """An error of a write, which does not name its file itself."""
+    return OSError(error.errno, error.strerror, str(path))
 
 
 class RunUnreadable(ValueError):
@@ -334,7 +350,7 @@ def load(folder: Path) -> Run:
     except OSError as error:
         raise RunUnreadable(f"{folder} has no run ({error.strerror}: {error.filename}); "
                             "name a folder that 'loadgen run --out' wrote") from None  # fmt: skip
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise RunUnreadable(f"{folder} cannot be read: {error}; run the scenario again") from None
     return Run(str(folder), meta, attempts, samples)
 

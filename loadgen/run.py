@@ -55,6 +55,8 @@ from loadgen.tls import Tls
 from loadgen.trust import complaints
 
 HEAD_START_S = 0.05
+MOST_DOUBLINGS = 64
+"""The most doublings of the wait between attempts."""
 _FEW = 0.5
 """The end of a run is measured while more than this share of the most requests is in flight."""
 _SHORTEST_S = 0.05
@@ -85,7 +87,8 @@ def backoff(retries: Retries, attempt: int, asked_s: float | None, jitter: float
     """The client's wait after its ``attempt``-th attempt, s. ``jitter`` is from 0 to 1."""
     if retries.honour_retry_after and asked_s is not None:
         return asked_s
-    return min(retries.wait_s * 2.0 ** (attempt - 1), LONGEST_WAIT_S) * (0.75 + jitter / 4)
+    # The doubling is bounded, because a float has no 2 ** 1024.
+    return min(retries.wait_s * 2.0 ** min(attempt - 1, MOST_DOUBLINGS), LONGEST_WAIT_S) * (0.75 + jitter / 4)
 
 
 class Runner:

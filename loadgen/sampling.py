@@ -14,7 +14,10 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from loadgen import bodies
+from loadgen.decoding import UNDECODABLE
 from loadgen.records import EntitlementSample, Lines, Sample, numbers
+from loadgen.sse import TooLong
 
 INTERVAL_S = 0.5
 TIMEOUT_S = 2.0
@@ -44,7 +47,7 @@ def samples(content: bytes, at_s: float, source: str) -> list[Sample]:
         return [Sample(at_s, source, "engine", engine=engine)] if engine else []
     try:
         page = msgspec.json.decode(content)
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return []
     if isinstance(pools := page.get("pools"), dict):
         return [
@@ -125,9 +128,7 @@ class Sampler:
         at = self._clock()
         try:
             async with session.get(page_url(url)) as response:
-                content = await response.content.read(MOST_BYTES) if response.status == 200 else b""
-                while content and not response.content.at_eof():
-                    content += await response.content.read(MOST_BYTES)
-        except (aiohttp.ClientError, OSError):  # TimeoutError is an OSError
+                content = await bodies.read(response, MOST_BYTES) if response.status == 200 else b""
+        except (aiohttp.ClientError, OSError, TooLong):  # TimeoutError is an OSError
             return []
         return samples(content, at, url)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from loadgen.decoding import UNDECODABLE
+
 
 class Delta(msgspec.Struct):
     """The content of a chat event."""
@@ -50,6 +52,10 @@ class Usage(msgspec.Struct):
         return Usage(self.prompt_tokens or earlier.prompt_tokens, output)
 
 
+UNNAMED = "error"
+"""The name of an error without a code and a type."""
+
+
 class Failure(msgspec.Struct):
     """An error in OpenAI's format."""
 
@@ -61,7 +67,7 @@ class Failure(msgspec.Struct):
     def name(self) -> str:
         """A short name: the code, or else the type. vLLM's code is only the status."""
         code = "" if isinstance(self.code, int) or (self.code or "").isdigit() else self.code
-        return str(code or self.type or self.code or "error")
+        return str(code or self.type or self.code or UNNAMED)
 
 
 class Event(msgspec.Struct):
@@ -104,6 +110,8 @@ def _has_token(choice: Choice) -> bool:
 
 
 DONE = b"[DONE]"
+MOST_EVENT_BYTES = 8 << 20
+"""The most bytes of an event. Longer ones are not of an LLM server, and would fill the memory."""
 _decode = msgspec.json.Decoder(Event).decode
 
 
@@ -111,21 +119,27 @@ def decoded(data: bytes) -> Event | None:
     """The content of an event's data, or of a whole response; ``None`` for another format."""
     try:
         return _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return None
+
+
+class TooLong(Exception):
+    """A response, or an event of it, has more bytes than any of an LLM server. The text says so."""
 
 
 class Reader:
     """Splits a stream into events. Chunks may end anywhere."""
 
-    __slots__ = ("_data", "_rest")
+    __slots__ = ("_data", "_held", "_rest")
 
     def __init__(self) -> None:
         self._rest = b""
+        self._held = 0
+        """The bytes of ``_data``."""
         self._data: list[bytes] = []
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The data of every event that this chunk completes."""
+        """The data of every event that this chunk completes. Raises ``TooLong``."""
         lines = (self._rest + chunk).split(b"\n") if self._rest else chunk.split(b"\n")
         self._rest = lines.pop()
         events: list[bytes] = []
@@ -134,7 +148,11 @@ class Reader:
                 line = line[:-1]  # noqa: PLW2901
             if line[:5] == b"data:":
                 self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+                self._held += len(line)
             elif not line and self._data:
                 events.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
                 self._data = []
+                self._held = 0
+        if self._held + len(self._rest) > MOST_EVENT_BYTES:
+            raise TooLong(f"an event has more than {MOST_EVENT_BYTES >> 20} MiB")
         return events

@@ -9,18 +9,22 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import NoReturn, Protocol
+from typing import Annotated, NoReturn, Protocol
 
 import aiohttp
 import msgspec
 
-from loadgen.endpoints.dialect import bearer
+from loadgen import bodies, causes
+from loadgen.decoding import UNDECODABLE
+from loadgen.endpoints.dialect import bearer, secrets
 from loadgen.fields import ScenarioError
 from loadgen.scenario import Scenario
+from loadgen.sse import TooLong
 
 _AT_ONCE = 16
 _TIMEOUT_S = 30.0
-_MOST_ERROR_CHARACTERS = 200
+MOST_BYTES = 16 << 20
+"""A count, with the ids of all tokens."""
 _INSTALL = "install 'tokenpool[tokenizer]', or write 'tokenizer: engine'"
 
 
@@ -35,7 +39,7 @@ class Counter(Protocol):
 
 
 class _Counted(msgspec.Struct):
-    count: int
+    count: Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]
 
 
 class EngineCounter:
@@ -64,23 +68,27 @@ class EngineCounter:
                 self._free,
                 self._session.post(self._url, json=body, headers=self._headers) as response,
             ):
-                content = await response.read()
+                content = await bodies.read(response, MOST_BYTES)
                 if response.status != 200:
-                    self._fail(f"answered {response.status}: {_shown(content)}")
+                    said = causes.message(content) or "no text"
+                    for secret in secrets(self._headers):
+                        said = causes.without(said, secret)
+                    self._fail(f"answered {response.status}: {said}")
                 return msgspec.json.decode(content, type=_Counted).count
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             self._fail(f"has no count in its answer ({error})")
-        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
-            self._fail(f"cannot be reached ({error or type(error).__name__})")
+        except TooLong as error:
+            self._fail(f"has no count in its answer ({error})")
+        except TimeoutError:
+            self._fail(f"does not answer within {_TIMEOUT_S:g} s")
+        except (aiohttp.ClientError, OSError) as error:
+            reason, message = causes.of_exception(error)
+            self._fail(f"cannot be reached: {reason} ({message})")
 
     def _fail(self, problem: str) -> NoReturn:
         raise ScenarioError(
             f"{self._url} {problem}; let the engine serve /tokenize, or name a tokenizer file"
         ) from None
-
-
-def _shown(content: bytes) -> str:
-    return " ".join(content[:_MOST_ERROR_CHARACTERS].decode("utf-8", "replace").split()) or "no text"
 
 
 class FileCounter:
@@ -118,6 +126,7 @@ async def counting(scenario: Scenario, url: str, tls: ssl.SSLContext | bool = Tr
     known = (tenant for tenant in scenario.tenants if tenant.key is not None or tenant.headers)
     asks = next(known, scenario.tenants[0])
     headers = bearer(asks.key) | {header.name: header.value for header in asks.headers}
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_TIMEOUT_S, sock_read=_TIMEOUT_S)
+    headers = {name.lower(): value for name, value in headers.items()}
+    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls), timeout=timeout) as session:
         yield EngineCounter(session, url, scenario.model, headers)

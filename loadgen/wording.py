@@ -11,6 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable
 
 from loadgen import prompts
+from loadgen.fields import LEAST_TOKENS_PER_BYTE, ScenarioError
 from loadgen.scenario import Wording
 
 Count = Callable[[str], Awaitable[int]]
@@ -21,6 +22,8 @@ FEWEST_WORDS = 32
 _REPEATS = 4
 _CHECKS, _CHECK_WORDS = 4, 200
 _SHORT_BYTES, _LONG_BYTES = 2_000, 10_000
+_MOST_PER_BYTE = 4.0
+"""More tokens than bytes are an error of the tokenizer; a margin is left for what templates add."""
 _FREQUENT = """
 act add age ago aid air all and any are arm art ask bad bag bar bed big bit box boy bus but buy can car cat
 cup cut day did dog dry due eat egg end eye far few fit fix fly for fun get god got gun had has her him his
@@ -48,6 +51,7 @@ async def learn(count: Count, seed: int) -> Wording:
     """How to make texts of exact lengths for one tokenizer and one kind of prompt.
 
     The texts are the same for the same seed and tokenizer. Without such words, lengths are approximate.
+    Raises ``ScenarioError`` for counts that are none of a text.
     """
     words, base = await _single_tokens(count)
     if len(words) >= FEWEST_WORDS and await _are_exact(count, words, base, seed):
@@ -56,6 +60,12 @@ async def learn(count: Count, seed: int) -> Wording:
         *(count(prompts.text(size, "wording", seed=seed)) for size in (_SHORT_BYTES, _LONG_BYTES))
     )
     per_byte = (long - short) / (_LONG_BYTES - _SHORT_BYTES)
+    if not LEAST_TOKENS_PER_BYTE <= per_byte <= _MOST_PER_BYTE:
+        raise ScenarioError(
+            f"the tokenizer counted {short} tokens in {_SHORT_BYTES} bytes of text, and {long} in "
+            f"{_LONG_BYTES}; "
+            "name a tokenizer that counts the tokens of texts, or remove 'tokenizer:'"
+        )
     return Wording(per_byte, overhead=max(round(short - per_byte * _SHORT_BYTES), 0))
 
 

@@ -14,6 +14,11 @@ _LONG = 60
 """Characters above which a cell of a page's table has several lines."""
 
 
+def name(text: str) -> str:
+    """A name that can be seen: one of spaces alone is quoted."""
+    return text if text.strip() else f'"{text}"'
+
+
 def seconds(value: float) -> str:
     """A time in a suitable unit."""
     if value >= 100:
@@ -82,7 +87,8 @@ def html_table(
         f'<th scope="col"{_side(index, left)}>{escape(cell)}</th>' for index, cell in enumerate(head)
     )
     body = "".join(
-        f'<tr><th scope="row"><div>{escape(row[0])}</div></th>{_cells(row, left)}</tr>\n' for row in rows
+        f'<tr><th scope="row"><div>{escape(name(row[0]))}</div></th>{_cells(row, left)}</tr>\n'
+        for row in rows
     )
     box = "scroll tall" if len(rows) > _MANY else "scroll"
     return (

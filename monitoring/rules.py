@@ -430,7 +430,7 @@ PARTS = Group(
             "5m",
             "Usage records of pool {{ $labels.pool }} are not stored",
             "No coordinator has stored usage records for five minutes. The sidecars keep them, up to"
-            " --usage-spool-bytes. Reports and quotas do not see them yet.",
+            " --usage-spool-bytes. Reports and restored quotas do not include them yet.",
             "usage-store-down",
         ),
         Alert(
@@ -441,8 +441,8 @@ PARTS = Group(
             ' (increase(tokenpool_usage_store_records_total{result=~"unreadable|refused"}[10m])) > 0',
             "0s",
             "Usage records of pool {{ $labels.pool }} are lost",
-            '{{ printf "%.0f" $value }} usage records were lost in ten minutes. Reports and quotas miss'
-            " them.",
+            '{{ printf "%.0f" $value }} usage records were lost in ten minutes. Reports and restored'
+            " quotas do not include them.",
             "usage-records-lost",
         ),
         # Two coordinators with a database each: one that is not in step may restore old records.
@@ -453,7 +453,7 @@ PARTS = Group(
             "5m",
             "Issued keys of pool {{ $labels.pool }} are not stored durably",
             "The database of a coordinator has had other credentials than the lease store for five minutes."
-            " Keys work as before. Changes may be refused, or lost with the lease store.",
+            " Keys work as before. Changes may be refused. If the lease store is emptied, they may be lost.",
             "credentials-not-in-step",
         ),
         Alert(

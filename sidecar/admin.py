@@ -315,7 +315,7 @@ class Admin:
             peers=len(handover.peers),
             results=tuple((result.value, handover.links.results[result]) for result in Result),
             elsewhere=handover.links.running,
-            guests=self._controller.control.guests.sequences,
+            guests=self._controller.control.peer_accounts.sequences,
             guests_waiting=sum(handover.port.waiting.values()),
         )
 

@@ -362,7 +362,7 @@ class Sidecar:
         self.manager.end_waits()
         deadline = self.telemetry.clock() + self.settings.drain_timeout
         self.controller.update_serving()
-        while (self.manager.exchanges or self._has_guests) and self.telemetry.clock() < deadline:
+        while (self.manager.exchanges or self._has_peer_requests) and self.telemetry.clock() < deadline:
             await asyncio.sleep(0.02)
         for server in self._servers:
             server.close()
@@ -389,7 +389,7 @@ class Sidecar:
         log.info("stopped", extra={"cut": cut})
 
     @property
-    def _has_guests(self) -> bool:
+    def _has_peer_requests(self) -> bool:
         """Whether requests of other sidecars run here."""
         return self.handover is not None and self.handover.port.is_busy
 

@@ -93,7 +93,7 @@ class LocalPlanner:
                 active.retire(account)
         if len(self._profiles) > 2 * len(self._controller.accounts):
             self._profiles = {n: each for n, each in self._profiles.items() if n in self._controller.accounts}
-        self._controller.control.lending.set_throughput(made.capacity.tokens_per_second, now)
+        self._controller.control.free_capacity.set_throughput(made.capacity.tokens_per_second, now)
         self._telemetry.limits_computed += 1
         self._controller.driver.serve()
 

@@ -26,7 +26,7 @@ from tokenpool.store import Store, StoreDown
 
 log = logging.getLogger(__name__)
 
-FAREWELL_S = 1.0
+STOP_WAIT_S = 1.0
 """Seconds for the last messages at a stop."""
 UNLED_S = 5.0
 """Seconds without new limits after which an operator should check the coordinators."""
@@ -154,7 +154,7 @@ class Replication:
         usage of a lost one.
         """
         try:
-            async with asyncio.timeout(FAREWELL_S):
+            async with asyncio.timeout(STOP_WAIT_S):
                 await self._ports.wait_for_results()
                 while not self._ports.results.empty():
                     self._handle(*self._ports.results.get_nowait())

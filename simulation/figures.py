@@ -56,7 +56,7 @@ class Figures:
     """Slot-seconds of all engines."""
     over_admitted: float = 0.0
     """The most sequences in use beyond every limit of the last lifetime, when a joined sidecar admits one.
-    Sequences on borrowed capacity do not count.
+    Sequences on free capacity beyond a limit do not count.
 
     Sequences at sidecars that used fallback shares within that lifetime do not count."""
     over_fallback: float = 0.0

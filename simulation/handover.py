@@ -12,7 +12,7 @@ from tokenpool.admission.affinity import Cached
 from tokenpool.admission.pending import Standing
 from tokenpool.admission.placement import PeerAsk
 from tokenpool.control.driver import Driver
-from tokenpool.control.guest import Guest
+from tokenpool.control.peer_request import PeerRequest
 from tokenpool.entitlements import Tier
 from tokenpool.outcomes import Ending
 
@@ -135,7 +135,7 @@ class Wire(Protocol):
 
 
 class Visit:
-    """One ask, until the end of its request. It is the port of the guest, and the work of the engine.
+    """One ask, until the end of its request. It is the asking peer, and the work of the engine.
 
     ``ask`` is ``None`` if the ask is sent together with its request.
     """
@@ -151,7 +151,7 @@ class Visit:
         self.is_answered = False
         """Whether the home sidecar knows that the host has begun, or has no room."""
         self._wire = wire
-        self._guest = Guest(host.driver, self)
+        self._peer_request = PeerRequest(host.driver, self)
         self._is_over = self._has_arrived = self._has_begun = False
         self._arrived_at = 0.0
 
@@ -182,7 +182,7 @@ class Visit:
         if self.host.lie is Lie.BOASTS:
             self.refuse()
         elif not self._is_over and self.host.lie is not Lie.SILENT:
-            self._guest.ask(
+            self._peer_request.ask(
                 asked.tier,
                 asked.sequences,
                 asked.kv_tokens,
@@ -194,7 +194,7 @@ class Visit:
             )
 
     def _on_request(self) -> None:
-        if self._guest.has_room:
+        if self._peer_request.has_room:
             self._has_arrived = True
             self._arrived_at = self.host.now()
             self.host.engine.add(self)
@@ -207,13 +207,13 @@ class Visit:
         """Free the room on the host."""
         self._is_over = True
         self.host.engine.stop(self)
-        self._guest.end(ending)
+        self._peer_request.end(ending)
         self._wire.visit_ended(self)
 
-    # --- the guest's port ---
+    # --- the asking peer ---
 
     def offer(self) -> None:
-        """See ``GuestPort``."""
+        """See ``AskingPeer``."""
         if self.ask is None:
             self._on_request()
             return
@@ -227,13 +227,13 @@ class Visit:
             self._tell_lost()
 
     def refuse(self) -> None:
-        """See ``GuestPort``."""
+        """See ``AskingPeer``."""
         self._is_over = True
         self._wire.visit_ended(self)
         self._to_home(lambda: self.home.refused(self, has_failed=False), may_be_lost=True)
 
     def preempt(self) -> None:
-        """See ``GuestPort``."""
+        """See ``AskingPeer``."""
         self.host.engine.stop(self)
         if self.request is not None:
             self._report_end(Ending.PREEMPTED)
@@ -259,7 +259,7 @@ class Visit:
     def began(self) -> None:
         """See ``Work``."""
         self._has_begun = True
-        self._guest.begun(self.host.now() - self._arrived_at)
+        self._peer_request.begun(self.host.now() - self._arrived_at)
         self._to_home(lambda: self.home.began_elsewhere(self))
 
     def finished(self) -> None:

@@ -39,7 +39,7 @@ class Judge:
         self._network, self._sidecars, self._watch = network, sidecars, watch
         self._running: Counter[str] = Counter()
         """Admitted sequences by entitlement."""
-        self._borrowed: Counter[str] = Counter()
+        self._on_free_capacity: Counter[str] = Counter()
         """Admitted sequences beyond a limit, on free capacity of the pool."""
         self._limits: dict[str, deque[tuple[float, float]]] = {}
         """For each entitlement, the publication times of its limits of the last lifetime, with the limits."""
@@ -70,7 +70,7 @@ class Judge:
         if self._counts:
             figures.waits.append(now - request.arrived_at)
             figures.admitted += 1
-        self._borrowed[name] += request.is_borrowed
+        self._on_free_capacity[name] += request.uses_free_capacity
         for each in (request.account, *request.account.groups):
             limited = each.entitlement.name
             self._running[limited] += 1
@@ -83,8 +83,8 @@ class Judge:
         if limits:
             while len(limits) > 1 and limits[1][0] < now - self._setup.settings.lifetime_s:
                 limits.popleft()
-            excess = self._running[name] - self._borrowed[name] - max(limit for _, limit in limits)
-            if excess > 0 and not request.is_borrowed:
+            excess = self._running[name] - self._on_free_capacity[name] - max(limit for _, limit in limits)
+            if excess > 0 and not request.uses_free_capacity:
                 self._count_excess(sidecar, request.account, excess)
 
     def _count_excess(self, sidecar: Sidecar, account: Account, excess: float) -> None:
@@ -160,7 +160,7 @@ class Judge:
     def displaced(self, request: Request) -> None:
         """No replica has begun with an admitted request: it is decided again."""
         self._running[request.entitlement] -= 1
-        self._borrowed[request.entitlement] -= request.is_borrowed
+        self._on_free_capacity[request.entitlement] -= request.uses_free_capacity
         if self._counts:
             self._figures.admitted -= 1
 
@@ -175,7 +175,7 @@ class Judge:
             self._figures.preemptions[request.entitlement] += 1
 
     def _leave(self, request: Request) -> None:
-        self._borrowed[request.entitlement] -= request.is_borrowed
+        self._on_free_capacity[request.entitlement] -= request.uses_free_capacity
         for each in (request.account, *request.account.groups):
             self._running[each.entitlement.name] -= 1
 
@@ -214,7 +214,7 @@ class Judge:
             for each in (account, *account.groups):
                 self._running[each.entitlement.name] -= account.concurrency_in_use
         for request in sidecar.admitted:
-            self._borrowed[request.entitlement] -= request.is_borrowed
+            self._on_free_capacity[request.entitlement] -= request.uses_free_capacity
 
     def observe(self) -> None:
         """Once a tick: note the sidecars that are not joined, and measure how long joining takes."""

@@ -207,7 +207,7 @@ def skewed(sidecars: int, *, seed: int, seconds: float = 20.0) -> Setup:
     return Setup([Tenant(tenant, 12, think_s=0.0, skew=0.9)], sidecars, slots, seconds, seed=seed)
 
 
-def lending(*, seed: int, seconds: float = 20.0, is_preemptible: bool = False) -> Setup:
+def idle_guarantee(*, seed: int, seconds: float = 20.0, is_preemptible: bool = False) -> Setup:
     """A guarantee of half the pool is idle for half the time, while spot uses the whole pool.
 
     With ``is_preemptible``, the owner's requests end spot requests instead of waiting for their end.

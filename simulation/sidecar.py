@@ -93,7 +93,6 @@ class Request:
         "began_at",
         "cached_tokens",
         "cost",
-        "is_borrowed",
         "is_running",
         "prompt",
         "recorded",
@@ -102,6 +101,7 @@ class Request:
         "tenant",
         "ticket",
         "tried",
+        "uses_free_capacity",
         "visit",
     )
 
@@ -121,7 +121,7 @@ class Request:
         self.arrived_at = 0.0
         self.began_at = 0.0
         self.is_running = False
-        self.is_borrowed = False
+        self.uses_free_capacity = False
         """Whether it runs beyond its limit."""
 
     @property
@@ -280,7 +280,7 @@ class Sidecar:
                 self._learned.shed(outcome)
             self._world.request_shed(self, request, outcome)
             return
-        request.ticket, request.is_borrowed = outcome, outcome.is_borrowed
+        request.ticket, request.uses_free_capacity = outcome, outcome.uses_free_capacity
         self.admitted[request] = None
         self._world.request_admitted(self, request)
         self.driver.begin(outcome, request)

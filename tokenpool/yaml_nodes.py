@@ -162,7 +162,7 @@ class Node:
         text = self.text()
         if text is None or text in choices:
             return text
-        self.error(f"is {text!r}, which is not one of {', '.join(choices)}", _suggestion(text, choices))
+        self.error(f"is {text[:40]!r}, which is not one of {', '.join(choices)}", _suggestion(text, choices))
         return None
 
     def is_word(self, word: str) -> bool:

@@ -97,8 +97,8 @@ class UsagePages:
 
         For example ``?period=yesterday&format=cloudevents``.
 
-        ``format=csv`` is a table. ``pool`` selects one. With ``by=storage`` the span means the times at which
-        records were stored, and ends five minutes ago at the latest: the header ``x-until`` has its end. An
+        ``format=csv`` is a table. ``pool`` selects one. With ``by=storage``, the span selects by the time of
+        storage. It then ends at least five minutes ago; the header ``x-until`` has its end. An
         answer that ends early is incomplete: its last chunk is missing.
         """
         return await self._answer(request, self._records)

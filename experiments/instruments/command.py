@@ -24,7 +24,7 @@ from experiments.instruments.workload import Workload
 from loadgen.records import machine, versions
 
 OUT = Path(__file__).parents[2] / "out" / "instruments"
-RATES = {"simulator": (5.0, 20.0, 50.0, 100.0, 200.0, 300.0), "vllm": (1.0, 2.0, 4.0)}
+RATES = {"simulator": (5.0, 20.0, 50.0, 100.0, 200.0, 300.0), "vllm": (2.0, 4.0)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (out / "results.md").write_text(tables)
     (out / "results.json").write_text(json.dumps(comparison.record(results, about), indent=1))
     print("\n" + tables)
+    for note in comparison.notes(results):
+        print(f"note     {note}")
     reached = comparison.goals(results)
     for goal, is_reached in reached:
         print(f"{'reached' if is_reached else 'MISSED '}  {goal}")

@@ -36,9 +36,12 @@ class Package:
         return self.requirement.partition("==")[0]
 
 
-def provided(package: Package, interpreters: Sequence[str]) -> Path:
-    """The folder of a package's programs. Installs it if it is missing. Raises ``Unavailable``."""
-    home = HOME / package.name
+def provided(package: Package, interpreters: Sequence[str], among: Path = HOME) -> Path:
+    """The folder of a package's programs. Installs it if it is missing. Raises ``Unavailable``.
+
+    Its environment is a folder ``among`` others.
+    """
+    home = among / package.name
     stamp = home / ".installed"
     if stamp.is_file() and stamp.read_text() == package.requirement:
         return home / "bin"

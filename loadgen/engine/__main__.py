@@ -22,6 +22,8 @@ from loadgen.engine.model import Costs, Model, Policy, read_like
 from loadgen.engine.process import Process
 from loadgen.engine.server import Access
 
+MOST_PORT = 65535
+
 
 @dataclass(frozen=True, slots=True)
 class _Flag:
@@ -117,6 +119,15 @@ async def _admin(process: Process, port: int | None) -> AsyncIterator[None]:
         await site.cleanup()
 
 
+def _port(text: str) -> int:
+    # uvloop would listen on the remainder of a port above the largest.
+    if not (text.isdecimal() and len(text) <= 5 and int(text) <= MOST_PORT):
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]} is not a port: give a whole number from 0 to {MOST_PORT}"
+        )
+    return int(text)
+
+
 def model_of(arguments: argparse.Namespace) -> Model:
     """The model that a command line describes: flags win over the calibration file. Raises ``ValueError``."""
     if arguments.lora_modules and arguments.max_loras is None:
@@ -157,7 +168,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="An engine simulator: behaves like one vLLM server, without a model.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on [127.0.0.1]")
-    parser.add_argument("--port", type=int, default=8000, help="TCP port to listen on [8000]")
+    parser.add_argument("--port", type=_port, default=8000, help="TCP port to listen on [8000]")
     for flag in _FLAGS:
         default = _DEFAULTS[flag.field]
         shown = (
@@ -245,7 +256,7 @@ def _add_lists(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--admin-port",
-        type=int,
+        type=_port,
         metavar="X",
         help="port on 127.0.0.1 for /faults and /state, to add faults at run time [none]",
     )

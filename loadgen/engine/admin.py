@@ -57,8 +57,10 @@ class Admin:
     async def remove(self, request: web.Request) -> web.Response:
         """Remove one fault."""
         number = request.match_info["number"]
-        if not number.isdecimal() or not self._process.faults.remove(int(number)):
-            return _refused(f"there is no fault {number}; GET /faults lists them", status=404)
+        found = next((n for n in self._process.faults.numbers if str(n) == number), None)
+        if found is None:
+            return _refused(f"there is no fault {number[:40]}; GET /faults lists them", status=404)
+        self._process.faults.remove(found)
         return web.Response(status=204)
 
     async def state(self, request: web.Request) -> web.Response:

@@ -6,10 +6,13 @@ Types are converted as leniently as in vLLM (``"3"`` is 3, ``"yes"`` is true). A
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 Tokens = tuple[int, ...]
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""An escaped half of a surrogate pair."""
 _TRUE, _FALSE = ("true", "1", "yes", "y", "on", "t"), ("false", "0", "no", "n", "off", "f")
 
 
@@ -103,7 +106,19 @@ def read_body(content_type: str, raw: bytes) -> Body:
         raise invalid("json_invalid", "body.0", "JSON decode error", {}) from None
     if not isinstance(content, dict):
         raise no_object("body", content)
+    if _HALF.search(raw) and not _is_unicode(content):
+        message = "Input should be a valid string, unable to parse raw data as a unicode string"
+        raise invalid("string_unicode", "body", message, content)
     return Body(content)
+
+
+def _is_unicode(content: object) -> bool:
+    """Whether all texts can be encoded: JSON may contain halves of surrogate pairs."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def text(value: Any, where: str) -> str:

@@ -45,6 +45,8 @@ class Kind(enum.StrEnum):
     """The engine loses its requests and counters, and is away for some seconds."""
 
 
+MOST_S = 1e6
+"""The longest delay, stall or absence, s. A longer one would be an engine that never answers again."""
 PAGES = {Kind.STATUS, Kind.DELAY, Kind.HANG, Kind.BROKEN}
 ONCE = {Kind.STALL, Kind.RESTART}
 """Kinds that happen to the whole engine at one time."""
@@ -87,6 +89,9 @@ class Fault:
         for name in ("at_s", "for_s", "seconds"):
             if not getattr(self, name) >= 0:
                 raise FaultError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        for name in ("at_s", "seconds"):
+            if not getattr(self, name) <= MOST_S:
+                raise FaultError(f"{name} is {getattr(self, name)}; it must be {MOST_S:g} at most")
         if not 0 < self.share <= 1:
             raise FaultError(f"share is {self.share}; it must be above 0, and 1 at most")
         if not 400 <= self.status <= 599:
@@ -160,6 +165,11 @@ class Faults:
         self._last += 1
         self._faults[self._last] = fault, now + fault.at_s
         return self._last
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of all faults."""
+        return list(self._faults)
 
     def remove(self, number: int) -> bool:
         """Remove a fault; ``False`` for an unknown one."""

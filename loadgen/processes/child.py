@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import uvloop
 
+from loadgen import outputs
 from loadgen.processes import link
 from loadgen.processes.link import Done, Message, Reached, Ready
 from loadgen.records import PARTS, Outcome
@@ -33,8 +34,11 @@ class _Report:
         self._out = out
 
     def tell(self, message: Message) -> None:
-        self._out.write(link.line(message))
-        self._out.flush()
+        """Write a message. Nobody reads it if the parent was killed."""
+        try:
+            self._out.write(link.line(message))
+        except BrokenPipeError:
+            self._out = open(os.devnull, "wb", buffering=0)  # noqa: SIM115 - until the end of the process
 
     def show(self, at_s: float, duration_s: float, in_flight: int, ended: Counter[Outcome]) -> None:
         self.tell(Reached(in_flight, {outcome.value: count for outcome, count in ended.items()}))
@@ -64,11 +68,14 @@ def main() -> int:
     """Perform one part; returns the exit status."""
     orders = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - until the end of the process
     # Standard output belongs to the messages, so anything else that is printed goes to standard error.
-    out = os.fdopen(os.dup(1), "wb")
+    out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     report = _Report(out)
-    (length,) = link.HEAD.unpack(_exactly(orders, link.HEAD.size))
-    order = link.unpacked(_exactly(orders, length))
+    try:
+        (length,) = link.HEAD.unpack(_exactly(orders, link.HEAD.size))
+        order = link.unpacked(_exactly(orders, length))
+    except EOFError:  # the parent was killed
+        return 1
     report.tell(Ready())
     zero_s = link.started(orders.readline())
     if zero_s is None:
@@ -77,7 +84,7 @@ def main() -> int:
         order.out.mkdir(parents=True, exist_ok=True)
         uvloop.run(_perform(order, report, zero_s, orders))
     except OSError as error:
-        report.tell(Done(str(error)))
+        report.tell(Done(outputs.problem(error)))
         return 1
     report.tell(Done())
     return 0

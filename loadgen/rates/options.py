@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 
+from loadgen.fields import MOST
+
 AUTO = "auto"
 MOST_RATES = 100
 
@@ -77,8 +79,8 @@ def rates(text: str) -> list[float] | None:
         found = [float(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither 'auto' nor numbers such as 1,2,4") from None
-    if not all(math.isfinite(rate) and rate > 0 for rate in found):
-        raise argparse.ArgumentTypeError(f"{text!r} has a rate that is not above 0")
+    if not all(0 < rate <= MOST for rate in found):
+        raise argparse.ArgumentTypeError(f"{text!r} has a rate that is not above 0, and {MOST:g} at most")
     if len(found) > MOST_RATES:
         raise argparse.ArgumentTypeError(f"{text!r} has {len(found)} rates; give at most {MOST_RATES}")
     return sorted(set(found))
@@ -108,6 +110,6 @@ def positive(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    if not 0 < value <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, and {MOST:g} at most")
     return value

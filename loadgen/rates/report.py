@@ -19,7 +19,7 @@ from loadgen.statistics import Estimate
 from loadgen.summary import EVERYONE, MEASURES, Cell, is_rate
 
 REPORT, DATA, TABLE = "report.html", "rates.json", "rates.csv"
-_MEASURES = ("TTFT p50", "TTFT p99", "e2e p50", "e2e p99", "out tok/s")
+_MEASURES = ("TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "e2e p50", "e2e p99", "out tok/s")
 _HEAD = ("rate", "due/s", "runs", "requests", "served", "served/s", *_MEASURES, "keeps up")
 _RATE_UNIT = "requests/s"
 
@@ -189,6 +189,8 @@ def _figures(results: Results, points: Sequence[Point]) -> list[str]:
     frame = _frame(results, points)
     figures = [
         curves("Time to first token, all tenants", _lines(points, "TTFT p50", "TTFT p99"), frame, unit="s",
+               is_log=True, is_half=True),
+        curves("Time per output token, all tenants", _lines(points, "TPOT p50", "TPOT p99"), frame, unit="s",
                is_log=True, is_half=True),
         curves("End to end, all tenants", _lines(points, "e2e p50", "e2e p99"), frame, unit="s", is_log=True,
                is_half=True),

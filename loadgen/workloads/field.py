@@ -60,7 +60,7 @@ def read(field: Field, folder: Path, *, has_arrivals: bool) -> Trace:
     fields = body.fields((*_COMMON, *form.fields), required=("file",))
     if not form.has_times and not has_arrivals:
         field.fail("has no times of its own", "add 'arrivals:' to the tenant")
-    file = fields["file"].text()
+    file = fields["file"].line()
     selection = _selection(fields)
     path = folder / file
     trace = select(form.read(path, fields), selection, path, file, block=form.block, zero=form.zero)

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
+from loadgen.decoding import UNDECODABLE
 from loadgen.workloads.rows import broken, lines
 
 _Record = TypeVar("_Record")
@@ -20,5 +21,5 @@ def decoded(path: Path, kind: type[_Record], fix: str) -> Iterator[tuple[int, _R
         if line.strip():
             try:
                 yield number, decode(line)
-            except msgspec.DecodeError as error:  # the base of ValidationError, too
+            except UNDECODABLE as error:
                 broken(path, number, str(error), fix)

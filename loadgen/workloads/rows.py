@@ -77,7 +77,8 @@ class Table:
         """``wanted`` has the name of each column by a short name. Raises ``ScenarioError``."""
         self._path = path
         self._reader = csv.reader(lines(path))
-        heads = [head.strip().lower() for head in next(self._reader, [])]
+        self._cells = self._rows()
+        heads = [head.strip().lower() for head in next(self._cells, [])]
         missing = [name for name in wanted.values() if name.lower() not in heads]
         if missing:
             broken(
@@ -91,7 +92,7 @@ class Table:
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         """The number of each line, and its cells in the order of the wanted columns."""
         places, most = self._places, max(self._places)
-        for cells in self._reader:
+        for cells in self._cells:
             if len(cells) > most:
                 yield self._reader.line_num, [cells[place] for place in places]
             elif cells:
@@ -101,6 +102,14 @@ class Table:
                     f"has {len(cells)} columns",
                     "write all columns of the first line",
                 )
+
+    def _rows(self) -> Iterator[list[str]]:
+        try:
+            yield from self._reader
+        except csv.Error as error:
+            broken(
+                self._path, self._reader.line_num, str(error), "give a text file of comma-separated values"
+            )
 
     def whole(self, line: int, name: str, text: str) -> int:
         """A number of tokens, 0 or more."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from loadgen.decoding import UNDECODABLE
 from loadgen.scenario import Message, Traced
 from loadgen.workloads.rows import Row, broken, content
 
@@ -112,7 +113,7 @@ def _conversations(path: Path) -> Iterator[tuple[int, _Conversation]]:
     for line, raw in _items(path, whole):
         try:
             yield line, decode(raw)
-        except msgspec.DecodeError as error:  # the base of ValidationError, too
+        except UNDECODABLE as error:
             broken(path, line, str(error), _FIX)
 
 
@@ -125,7 +126,7 @@ def _items(path: Path, whole: bytes) -> Iterator[tuple[int, bytes | msgspec.Raw]
         return
     try:
         items = msgspec.json.decode(whole, type=list[msgspec.Raw])
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         place = re.search(r"byte (\d+)", str(error))
         before = whole[: int(place[1])] if place else whole
         broken(path, before.count(b"\n") + 1, str(error), "give a JSON array, or JSON lines")

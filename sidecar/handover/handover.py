@@ -134,7 +134,7 @@ class Handover:
             "asks": {result.value: links.results[result] for result in Result},
             "running_elsewhere": links.running,
             "received": {ending: number for ending, number in port.received.items() if number},
-            "guests": self._driver.control.guests.sequences,
+            "guests": self._driver.control.peer_accounts.sequences,
             "guests_waiting": port.waiting,
             "refused": port.refused,
             "unused_offers": port.unused,

@@ -42,7 +42,7 @@ from sidecar.proxy.exchange import OUR_OWN
 from tokenpool.admission.affinity import Cached
 from tokenpool.admission.pending import Standing
 from tokenpool.control.driver import Driver
-from tokenpool.control.guest import Guest
+from tokenpool.control.peer_request import PeerRequest
 from tokenpool.entitlements import Tier
 from tokenpool.outcomes import Ending
 
@@ -108,7 +108,7 @@ class PeerPort:
     @property
     def waiting(self) -> dict[str, int]:
         """The requests of other sidecars that wait for room here now, by tier."""
-        waits = self.driver.control.queue.guest_waits
+        waits = self.driver.control.queue.peer_waits
         return {tier.value: waits[tier].under_way for tier in Tier}
 
     @property
@@ -162,7 +162,7 @@ class PeerPort:
         yield GaugeMetricFamily(
             "tokenpool_guests",
             "Sequences of other replicas that run here.",
-            value=self.driver.control.guests.sequences,
+            value=self.driver.control.peer_accounts.sequences,
         )
         waiting = GaugeMetricFamily(
             "tokenpool_guests_waiting",
@@ -175,7 +175,7 @@ class PeerPort:
 
 
 class PeerSession(asyncio.Protocol):
-    """One connection of another sidecar. It is the port of its guest."""
+    """One connection of another sidecar. It asks for one request at a time (``AskingPeer``)."""
 
     def __init__(self, port: PeerPort) -> None:
         self._port = port
@@ -187,7 +187,7 @@ class PeerSession(asyncio.Protocol):
         self._number = 0
         self._brings_request = False
         """Whether the request comes with its ask, and the other sidecar has no answer yet."""
-        self._guest: Guest | None = None
+        self._peer_request: PeerRequest | None = None
         self._offered_at: float | None = None
         """The time of an offer whose request has not arrived."""
         self._sent_at = 0.0
@@ -202,7 +202,7 @@ class PeerSession(asyncio.Protocol):
     @property
     def has_request(self) -> bool:
         """Whether its request has room here."""
-        return self._guest is not None and self._guest.has_room
+        return self._peer_request is not None and self._peer_request.has_room
 
     # --- asyncio's callbacks ---
 
@@ -282,15 +282,15 @@ class PeerSession(asyncio.Protocol):
         self._write(frame(Kind.WELCOME, proof(key, PEER, self._nonce, nonce)))
 
     def _on_ask(self, payload: bytes) -> None:
-        if self._guest is not None:
+        if self._peer_request is not None:
             raise ProtocolError("an ask came before the end of the one before it")
         fields = decode_ask(payload)
         tier, standing = _TIERS.get(fields.tier), _STANDINGS.get(fields.standing)
         if tier is None or standing is None:
             raise ProtocolError(f"an ask has an unknown tier or standing: {fields.tier}, {fields.standing}")
         self._number, self._brings_request = fields.number, fields.brings_request
-        self._guest = guest = Guest(self._port.driver, self)
-        guest.ask(
+        self._peer_request = peer_request = PeerRequest(self._port.driver, self)
+        peer_request.ask(
             tier,
             fields.sequences,
             fields.kv_tokens,
@@ -302,9 +302,9 @@ class PeerSession(asyncio.Protocol):
         )
 
     def _on_data(self, data: bytes) -> None:
-        if self._guest is None:
+        if self._peer_request is None:
             return  # the request was preempted while it was being sent
-        if not self._guest.has_room:
+        if not self._peer_request.has_room:
             raise ProtocolError("a request came without an offer")
         if self._engine is None and self._connecting is None:
             self._send_first(data)
@@ -360,8 +360,8 @@ class PeerSession(asyncio.Protocol):
         self._heard_at = self._port.clock()
         if is_first:
             self._request, self._brings_request = None, False
-            if self._guest is not None:
-                self._guest.begun(self._heard_at - self._sent_at)
+            if self._peer_request is not None:
+                self._peer_request.begun(self._heard_at - self._sent_at)
         self._write(frame(Kind.DATA, data))
 
     def on_engine_lost(self) -> None:
@@ -379,24 +379,24 @@ class PeerSession(asyncio.Protocol):
             self._transport.close()
         self._end(Ending.UPSTREAM_ERROR)
 
-    # --- the guest's port ---
+    # --- the asking peer ---
 
     def offer(self) -> None:
-        """See ``GuestPort``."""
+        """See ``AskingPeer``."""
         self._offered_at = self._port.clock()
         if not self._brings_request:
             self._write(numbered(Kind.OFFER, self._number))
 
     def refuse(self) -> None:
-        """See ``GuestPort``."""
-        self._guest = None
+        """See ``AskingPeer``."""
+        self._peer_request = None
         self._port.refused += 1
         self._write(numbered(Kind.REFUSE, self._number))
 
     def preempt(self) -> None:
-        """See ``GuestPort``. The connection ends with the request."""
+        """See ``AskingPeer``. The connection ends with the request."""
         self._count(Ending.PREEMPTED)
-        self._guest, self._offered_at = None, None
+        self._peer_request, self._offered_at = None, None
         self._drop_engine()
         self._write(frame(Kind.PREEMPTED))
         if self._transport is not None:
@@ -444,13 +444,13 @@ class PeerSession(asyncio.Protocol):
         self._request = None
 
     def _end(self, ending: Ending) -> None:
-        guest, self._guest = self._guest, None
+        peer_request, self._peer_request = self._peer_request, None
         self._heard_at = math.inf
         self._drop_engine()
-        if guest is not None:
-            if guest.has_room:
+        if peer_request is not None:
+            if peer_request.has_room:
                 self._count(ending)
-            guest.end(ending)
+            peer_request.end(ending)
         self._offered_at = None
 
     def _count(self, ending: Ending) -> None:

@@ -71,13 +71,13 @@ def _header(header: Mapping[str, object]) -> JwtHeader:
     if not isinstance(algorithm, str):
         raise _malformed("the header of the JWT has no text alg")
     if key_id is not None and (not isinstance(key_id, str) or len(key_id) > _LONGEST_KEY_ID):
-        raise _malformed(f"the kid of the JWT is no text of at most {_LONGEST_KEY_ID} characters")
+        raise _malformed(f"the kid of the JWT is not a text of at most {_LONGEST_KEY_ID} characters")
     if "crit" in header:
         raise _malformed("the JWT needs an extension (crit); send one without")
     if "cty" in header or "enc" in header:
         raise _malformed("the JWT is nested or encrypted; send a plain signed one")
     if kind is not None and (not isinstance(kind, str) or kind.lower() not in _TYPES):
-        raise _malformed("the typ of the JWT is that of no access token")
+        raise _malformed("the typ of the JWT is not that of an access token")
     return JwtHeader(algorithm, key_id)
 
 

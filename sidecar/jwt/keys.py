@@ -78,7 +78,7 @@ def _read(content: bytes) -> dict[str, SigningKey]:
     try:
         document = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise KeysUnusable("it is no JSON document") from None
+        raise KeysUnusable("it is not a JSON document") from None
     published = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(published, list):
         raise KeysUnusable('it has no list "keys"')

@@ -1,7 +1,7 @@
 """The reasons why a JWT is refused, for metrics, and their messages for callers.
 
-A message says what the caller can change. It quotes nothing of the token, and names no accepted value: who
-forges tokens learns nothing from it.
+A message says what the caller can change. It quotes nothing of the token, and names no accepted value, so
+that it does not help to forge tokens.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ READ_EVERY_S = 300.0
 set for a day. A retired key is refused within this time."""
 ASKED_EVERY_S = 10.0
 """The least seconds between two reads that unknown key ids ask for. Callers choose key ids, so this bounds
-the load on the issuer: at most one read in this time, whatever they send."""
+the load on the issuer."""
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0
 """A failed read is repeated after ``FIRST_RETRY_S``, then at doubled intervals up to this one."""
 KEPT_FOR_S = 86400.0
 """Seconds for which keys stay in force without a successful read. An outage of the issuer for a day ends no
-service. Whoever cuts the connection to the issuer cannot keep a stolen key in use for longer."""
+service. An attacker who blocks the issuer cannot keep a stolen key in use for longer."""
 
 
 class ReadSchedule:

@@ -157,9 +157,11 @@ class KeySource:
         except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
-            raise SourceFailed(f"{where} is no JSON object")
+            raise SourceFailed(f"{where} is not a JSON object")
         if document.get("issuer") != self.issuer.issuer:
-            raise SourceFailed(f"{where} is the document of another issuer; write issuer as it does")
+            raise SourceFailed(
+                f"{where} is the document of another issuer; copy its issuer into the pool file"
+            )
         url = document.get("jwks_uri")
         if not isinstance(url, str) or not is_safe_url(url):
             raise SourceFailed(f"{where} names no jwks_uri with https://")

@@ -4,7 +4,7 @@ It is synchronous, and never reads keys: it asks for that, and answers from what
 remembered by the digest of the token. A known JWT costs a hash and a look-up until it expires.
 
 A new JWT costs a signature check on the event loop. So refused JWTs have a budget of time. When it is spent,
-new JWTs are told to come again, and known ones are served as ever.
+new JWTs get 503 with ``Retry-After``. Known JWTs are served as before.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LONGEST_S = 366 * 86400.0
 """A JWT is remembered for a year at most. Some never expire in a life time."""
 
 
-_TOO_MANY = JwtRefused(JwtProblem.TOO_MANY, "too many invalid JWTs arrive now; send yours again")
+_TOO_MANY = JwtRefused(JwtProblem.TOO_MANY, "too many invalid JWTs arrive now; send the request again")
 
 
 class KnownIssuer:
@@ -74,7 +74,7 @@ class JwtVerifier:
     """Decides about JWTs.
 
     ``clock`` is monotonic. ``wall_clock`` has seconds since 1970. ``cpu_clock`` has the CPU seconds of this
-    thread: on a machine that is too small, a check may last longer for no fault of the JWT.
+    thread, because on a busy machine a check takes longer by other clocks.
     """
 
     def __init__(

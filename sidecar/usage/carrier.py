@@ -36,9 +36,9 @@ OPEN_AGAIN_S = 10.0
 IN_FLIGHT = 8
 """The most batches of one sidecar in the stream: 512 KiB. At half a second from the stream to the usage
 store they carry 7,000 records per second, more than a sidecar makes."""
-FAREWELL_S = 3.0
+STOP_WAIT_S = 3.0
 """The longest wait at a stop until the usage store has all records, in seconds."""
-FAREWELL_STEP_S = 0.05
+STOP_STEP_S = 0.05
 
 
 class Stream(Protocol):
@@ -228,10 +228,10 @@ class UsageCarrier:
         if self._task is not None:
             await self._task  # a step in a thread cannot be cancelled
         try:
-            async with asyncio.timeout(FAREWELL_S):
+            async with asyncio.timeout(STOP_WAIT_S):
                 await self.step(at_once=True)
                 while (self._has_work or self._lost_on_the_way) and not self.error:
-                    await asyncio.sleep(FAREWELL_STEP_S)
+                    await asyncio.sleep(STOP_STEP_S)
                     await self.step(at_once=True)
         except TimeoutError:
             pass

@@ -72,8 +72,8 @@ class UsageRecorder:
     def begun(self, admitted: AdmittedRequest, ticket: Ticket) -> None:
         """An admitted request may begin at an engine.
 
-        Until its settlement its record is that of a lost request: all of its input, and half of the expected
-        output, since a request is in the middle of its output on average.
+        Until its settlement, its record is that of a lost request. The record has all of its input, and half
+        of its expected output: on average, a request is in the middle of its output.
         """
         if not self.is_on or self.open_requests is None:
             return

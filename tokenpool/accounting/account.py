@@ -68,8 +68,9 @@ class Account:
         "debt",
         "depth",
         "entitlement",
+        "free_tokens_used",
+        "free_used",
         "groups",
-        "has_borrowed",
         "has_peers",
         "is_active",
         "is_group",
@@ -78,8 +79,6 @@ class Account:
         "is_spot",
         "kv_elsewhere",
         "kv_in_use",
-        "lent",
-        "lent_tokens",
         "level_elsewhere",
         "limit",
         "meter",
@@ -89,6 +88,7 @@ class Account:
         "pricer",
         "retries",
         "shadow",
+        "uses_free_capacity",
     )
 
     def __init__(self, entitlement: Entitlement, pricing: Pricing, now: float) -> None:
@@ -126,12 +126,12 @@ class Account:
         self.debt = 0.0
         self.kv_in_use = 0
         self.concurrency_in_use = 0
-        self.has_borrowed = False
-        """Whether the request that is decided next has borrowed free capacity of the pool."""
-        self.lent_tokens = 0.0
-        """The tokens that this request has borrowed."""
-        self.lent = NOTHING
-        """The part of ``limit`` that was borrowed since it was set."""
+        self.uses_free_capacity = False
+        """Whether the request that is decided now uses free capacity of the pool, beyond the limit."""
+        self.free_tokens_used = 0.0
+        """The tokens that this request uses of the pool's free capacity."""
+        self.free_used = NOTHING
+        """The part of ``limit`` that was added from the pool's free capacity since it was set."""
         self.groups: tuple[Account, ...] = ()
         """The accounts of its groups with a ceiling, from the bottom. Their limits bind it, too."""
         self.is_group = False
@@ -146,7 +146,7 @@ class Account:
     ) -> None:
         """Set the limits from the planner of a lone sidecar. With ``is_full``, fill the bucket."""
         self.set_pool(PoolView(limit, self._depth(limit), debt, has_peers=self.has_peers))
-        self.limit, self.assured, self.lent = limit, assured, NOTHING
+        self.limit, self.assured, self.free_used = limit, assured, NOTHING
         self.bucket.resize(limit.tokens_per_second, self.depth, now)
         if is_full:
             self.bucket.fill()
@@ -166,7 +166,7 @@ class Account:
 
         ``tokens`` may be negative, if more was spent than the lease held.
         """
-        self.limit, self.assured, self.lent = limit, assured, NOTHING
+        self.limit, self.assured, self.free_used = limit, assured, NOTHING
         self.bucket.hold(tokens)
 
     def set_share(self, limit: Amount, assured: Amount, tokens: float, now: float) -> None:
@@ -174,7 +174,7 @@ class Account:
 
         If the bucket held a lease, its level becomes at least ``tokens``. A new bucket starts full.
         """
-        self.limit, self.assured, self.lent = limit, assured, NOTHING
+        self.limit, self.assured, self.free_used = limit, assured, NOTHING
         if self.bucket.holds_lease:
             self.bucket.level = max(self.bucket.level, tokens)
         self.bucket.resize(limit.tokens_per_second, self._depth(limit), now)
@@ -182,7 +182,7 @@ class Account:
     def hold_nothing(self) -> None:
         """Give up the whole lease. A bucket level below zero stays."""
         self.limit = Amount(self.pool_limit.tokens_per_second, 0.0, 0.0)
-        self.assured = self.lent = NOTHING
+        self.assured = self.free_used = NOTHING
         self.bucket.hold(min(self.bucket.level, 0.0))
 
     def forget_bucket(self) -> None:
@@ -224,68 +224,73 @@ class Account:
         self.bucket.level += tokens
         return tokens
 
-    def borrow(self, cost: Cost) -> None:
+    def use_free_capacity(self, cost: Cost) -> None:
         """Hold enough for one more request of this cost, from the free capacity of the pool."""
         before, tokens = self.limit, self.hold_enough(cost)
-        self.meter.borrowed += tokens
-        self.lent_tokens += tokens
-        self.lent += Amount(
+        self.meter.free_tokens += tokens
+        self.free_tokens_used += tokens
+        self.free_used += Amount(
             0.0,
             self.limit.kv_tokens - before.kv_tokens,
             self.limit.concurrency - before.concurrency,
         )
-        self.has_borrowed = True
+        self.uses_free_capacity = True
 
     def give_back(self) -> None:
-        """Return the borrowed part of ``limit`` that no request uses.
+        """Return the part of ``limit`` that was added from free capacity and that no request uses.
 
-        So no later request uses the loan of an earlier one. After a limit has fallen, more than the lease may
-        be in use. A loan then covers that use, too. It ends with the requests that end first.
+        So a later request does not use the free capacity that an earlier one took. After a limit has fallen,
+        more than the lease may be in use. The added part then covers that use, too. It is returned with the
+        requests that end first.
         """
-        lent, limit = self.lent, self.limit
-        if lent.kv_tokens or lent.concurrency:
+        free_used, limit = self.free_used, self.limit
+        if free_used.kv_tokens or free_used.concurrency:
             back = Amount(
                 0.0,
-                min(lent.kv_tokens, max(limit.kv_tokens - self.kv_in_use, 0.0)),
-                min(lent.concurrency, max(limit.concurrency - self.concurrency_in_use, 0.0)),
+                min(free_used.kv_tokens, max(limit.kv_tokens - self.kv_in_use, 0.0)),
+                min(free_used.concurrency, max(limit.concurrency - self.concurrency_in_use, 0.0)),
             )
-            self.lent = lent - back
+            self.free_used = free_used - back
             self.limit = limit - back
 
-    def take_borrowed(self) -> bool:
-        """Whether the request that is decided now has borrowed. Clears this state for the next request."""
-        has_borrowed, self.has_borrowed, self.lent_tokens = self.has_borrowed, False, 0.0
-        return has_borrowed
+    def take_free_use(self) -> bool:
+        """Whether the request that is decided now uses free capacity. Clears this for the next request."""
+        uses = self.uses_free_capacity
+        self.uses_free_capacity, self.free_tokens_used = False, 0.0
+        return uses
 
-    def return_loan(self) -> None:
-        """The request that is decided now does not run: return the capacity that it has borrowed.
+    def return_free_capacity(self) -> None:
+        """The request that is decided now does not run: return the free capacity that it took.
 
         Otherwise the next request would use that capacity, at the expense of other entitlements.
         """
-        tokens = self.lent_tokens
-        if self.take_borrowed():
+        tokens = self.free_tokens_used
+        if self.take_free_use():
             self.bucket.level -= tokens
-            self.meter.borrowed -= tokens
+            self.meter.free_tokens -= tokens
             self.give_back()
 
     def is_below_ceiling(self, cost: Cost, sidecars: int = 1) -> bool:
         """Whether one more request of this cost stays within the ceiling, beyond the limit.
 
         Leases bound the use up to the limit exactly. The gap between the limit and a ceiling is divided among
-        the sidecars, because several of them may borrow before they know of each other.
+        the sidecars, because several may use free capacity before they know of each other.
         """
-        ceiling, limit, lent = self.entitlement.ceiling, self.pool_limit, self.lent
+        ceiling, limit, free_used = self.entitlement.ceiling, self.pool_limit, self.free_used
         missing = self.missing(cost)
-        own = max(self.concurrency_in_use - lent.concurrency, 0.0), max(self.kv_in_use - lent.kv_tokens, 0.0)
+        own = (
+            max(self.concurrency_in_use - free_used.concurrency, 0.0),
+            max(self.kv_in_use - free_used.kv_tokens, 0.0),
+        )
         return _is_in_gap(
             ceiling.concurrency,
             max(limit.concurrency, own[0] + self.concurrency_elsewhere),
-            min(missing.sequences, cost.sequences) + lent.concurrency,
+            min(missing.sequences, cost.sequences) + free_used.concurrency,
             sidecars,
         ) and _is_in_gap(
             ceiling.kv_tokens,
             max(limit.kv_tokens, own[1] + self.kv_elsewhere),
-            min(missing.kv_tokens, cost.kv_tokens) + lent.kv_tokens,
+            min(missing.kv_tokens, cost.kv_tokens) + free_used.kv_tokens,
             sidecars,
         )
 
@@ -349,6 +354,6 @@ class Account:
         self.meter.spent += tokens
 
 
-def _is_in_gap(ceiling: float, used: float, lent: float, sidecars: int) -> bool:
-    """Whether ``lent`` is at most one sidecar's part of the gap between ``used`` and a ceiling."""
-    return not lent or ceiling == math.inf or lent <= (ceiling - used) / sidecars
+def _is_in_gap(ceiling: float, used: float, free_used: float, sidecars: int) -> bool:
+    """Whether ``free_used`` is at most one sidecar's part of the gap between ``used`` and a ceiling."""
+    return not free_used or ceiling == math.inf or free_used <= (ceiling - used) / sidecars

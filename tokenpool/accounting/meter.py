@@ -17,8 +17,8 @@ DEMAND_MEMORY_S = 1.0
 RESIDENCE_PRIOR_S = 1.0
 """The assumed time of a request in the engine, in seconds, before the first request ends."""
 IDLE_BELOW = 0.25
-"""An entitlement without offers is idle if its demand is below this number of sequences. All of it is
-lent."""
+"""An entitlement without offers is idle if its demand is below this number of sequences. Others may
+use all of its limit."""
 LARGEST_MEMORY_S = 30.0
 """Time constant in seconds with which the remembered size of the largest request decays."""
 
@@ -47,9 +47,9 @@ class Meter:
         "_retried_kv",
         "_retried_sequences",
         "_retried_tokens",
-        "borrowed",
         "concurrency_seconds",
         "demand",
+        "free_tokens",
         "fresh",
         "kv_seconds",
         "residence",
@@ -66,7 +66,7 @@ class Meter:
         self._retried_tokens = self._retried_kv = self._retried_sequences = 0.0
         self.spent = 0.0
         """Throughput tokens charged less refunds, since the account exists. It may fall."""
-        self.borrowed = 0.0
+        self.free_tokens = 0.0
         """The part of ``spent`` that the pool's free capacity pays, since the account exists."""
         self._charged = 0.0
         """The part of ``spent`` that is reported."""

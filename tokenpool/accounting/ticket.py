@@ -52,7 +52,6 @@ class Ticket:
         "groups",
         "has_begun",
         "hold",
-        "is_borrowed",
         "is_guaranteed",
         "kv_held",
         "kv_seconds_before",
@@ -60,6 +59,7 @@ class Ticket:
         "place",
         "streams",
         "surplus",
+        "uses_free_capacity",
         "verdict",
     )
 
@@ -89,7 +89,7 @@ class Ticket:
         """Whether the answer is a stream, so that the sidecar sees its first token."""
         self.has_begun = False
         """Whether the first token has arrived."""
-        self.is_borrowed = False
+        self.uses_free_capacity = False
         """Whether the request runs beyond its entitlement's limit, on free capacity of the pool."""
         self.is_guaranteed = False
         """Whether the request was inside its entitlement's guarantee when it was admitted."""

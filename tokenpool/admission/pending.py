@@ -60,8 +60,8 @@ class PendingRequest:
         "has_left",
         "hold",
         "is_counted",
-        "is_guest",
         "is_listed",
+        "is_of_peer",
         "is_retimed",
         "lacks",
         "leaves_by",
@@ -91,7 +91,7 @@ class PendingRequest:
         body: bytes = b"",
         request: object = None,
         streams: bool = True,
-        is_guest: bool = False,
+        is_of_peer: bool = False,
     ) -> None:
         self.account = account
         self.ask = ask
@@ -102,7 +102,7 @@ class PendingRequest:
         """The caller's record of the request."""
         self.streams = streams
         """Whether the answer is a stream, so that the sidecar sees its first token."""
-        self.is_guest = is_guest
+        self.is_of_peer = is_of_peer
         """Whether it is a request of another sidecar. It waits at that sidecar, too."""
         self.arrived_at = arrived_at
         """The time of arrival. All times here are in seconds of the sidecar's monotonic clock."""
@@ -117,7 +117,7 @@ class PendingRequest:
         self.entered_at = arrived_at
         """The start of the current wait."""
         self.line = account.entitlement.name
-        """The line in which it waits for room: that of its entitlement. Each guest gets its own."""
+        """The line in which it waits for room: that of its entitlement. Each peer request gets its own."""
         self.waits_for = WaitsFor.LIMIT
         self.lacks = Dimension.CONCURRENCY
         """The dimension in which the engine had no room for it at the last try."""

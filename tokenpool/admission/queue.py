@@ -27,7 +27,7 @@ from tokenpool.entitlements import Tier
 
 MOST_WAITING = 64
 """The most requests of one entitlement that wait for room, or for a lease. Further requests are shed. The
-guests of one account have the same bound."""
+peer requests of one account have the same bound."""
 MOST_SMALLER = 64
 """The most lines that are examined for a smaller request when one does not fit. It takes about 1.2 µs a line
 (from source)."""
@@ -88,14 +88,14 @@ class AdmissionQueue:
         "_engine",
         "_for_lease",
         "_for_room",
-        "_guests",
         "_need_engine",
+        "_peer_requests",
         "_pushed",
         "_size",
         "_timers",
         "_tried",
-        "guest_waits",
         "lease_waits",
+        "peer_waits",
         "room_waits",
         "settings",
     )
@@ -104,8 +104,8 @@ class AdmissionQueue:
         self.settings = settings
         self._for_room: dict[str, deque[PendingRequest]] = {}
         """Requests that wait for room, by line, in order of arrival. No deque is empty."""
-        self._guests: dict[str, int] = {}
-        """The number of guests that wait for room, by account."""
+        self._peer_requests: dict[str, int] = {}
+        """The number of peer requests that wait for room, by account."""
         self._for_lease: dict[str, deque[PendingRequest]] = {}
         """Requests that wait for a lease, by entitlement, in order of arrival. No deque is empty."""
         self._timers: list[tuple[float, int, PendingRequest]] = []
@@ -124,7 +124,7 @@ class AdmissionQueue:
         """The waits for room, by tier."""
         self.lease_waits = {tier: WaitCounts() for tier in Tier}
         """The waits for a lease, by tier."""
-        self.guest_waits = {tier: WaitCounts() for tier in Tier}
+        self.peer_waits = {tier: WaitCounts() for tier in Tier}
         """The waits for room of requests of other sidecars, by tier. Those sidecars count them, too."""
 
     def __len__(self) -> int:
@@ -183,8 +183,8 @@ class AdmissionQueue:
         """
         longest = pending.leaves_by - now
         name = pending.account.entitlement.name
-        if pending.is_guest:
-            ahead = self._guests.get(name, 0)
+        if pending.is_of_peer:
+            ahead = self._peer_requests.get(name, 0)
         else:
             waiting = self._for_room.get(name)
             ahead = len(waiting) if waiting is not None else 0
@@ -207,10 +207,10 @@ class AdmissionQueue:
         pending.deadline = pending.leaves_by
         pending.waits_for, pending.retry_in_s = waits_for, retry_in_s
         pending.has_left = pending.is_listed = pending.is_retimed = False
-        if pending.is_guest:
+        if pending.is_of_peer:
             name = pending.account.entitlement.name
             pending.line = f"{name} {self._pushed}"
-            self._guests[name] = self._guests.get(name, 0) + 1
+            self._peer_requests[name] = self._peer_requests.get(name, 0) + 1
         self._for_room.setdefault(pending.line, deque()).append(pending)
         heappush(self._timers, (pending.deadline, self._pushed, pending))
         self._count(pending, 1)
@@ -227,8 +227,8 @@ class AdmissionQueue:
         pending.has_left = True
         self._count(pending, -1)
         self._waits_of(pending).end(now - pending.entered_at)
-        if pending.is_guest:
-            self._guests[pending.account.entitlement.name] -= 1
+        if pending.is_of_peer:
+            self._peer_requests[pending.account.entitlement.name] -= 1
         waiting = self._for_room[pending.line]
         was_first = waiting[0] is pending
         waiting.remove(pending)
@@ -318,11 +318,14 @@ class AdmissionQueue:
         return list(islice(self._for_lease, most))
 
     def waiting_first(self, most: int) -> list[PendingRequest]:
-        """The first requests of up to ``most`` entitlements that need the engine, by urgency. No guests."""
+        """The first requests of up to ``most`` entitlements that need the engine, by urgency.
+
+        Peer requests are not among them.
+        """
         needed: list[PendingRequest] = []
         for waiting in self._for_room.values():
             head = waiting[0]
-            if head.is_guest:
+            if head.is_of_peer:
                 continue
             if head.waits_for is WaitsFor.ENGINE:
                 needed.append(head)
@@ -419,7 +422,7 @@ class AdmissionQueue:
 
     def _waits_of(self, pending: PendingRequest) -> WaitCounts:
         """The counts of waits for room to which this request belongs."""
-        return (self.guest_waits if pending.is_guest else self.room_waits)[pending.tier]
+        return (self.peer_waits if pending.is_of_peer else self.room_waits)[pending.tier]
 
     def _count(self, pending: PendingRequest, change: int) -> None:
         self._size += change

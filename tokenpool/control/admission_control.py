@@ -35,8 +35,8 @@ from tokenpool.capacity.room import EngineRoom
 from tokenpool.capacity.slo_controller import SloController
 from tokenpool.control.arrival import Arrival
 from tokenpool.control.effects import Effects
-from tokenpool.control.guests import GUEST_ASK, Guests
-from tokenpool.control.lending import Lending
+from tokenpool.control.free_capacity import FreeCapacity
+from tokenpool.control.peer_accounts import PEER_ASK, PeerAccounts
 from tokenpool.control.preferring import Preferred, Preferring
 from tokenpool.control.quota_waits import QuotaWaits
 from tokenpool.control.shadow_decisions import ShadowDecisions
@@ -84,14 +84,14 @@ class AdmissionControl:
         self.queue = queue
         self.leases = leases
         self.placement = placement
-        self.guests = Guests(now)
+        self.peer_accounts = PeerAccounts(now)
         self.peer_address = ""
         """``HOST:PORT`` of the peer port; empty if other replicas cannot hand requests over to this one."""
         self.is_serving = False
         """Whether the engine is up, and the sidecar is not stopping."""
-        self.lending = Lending(self.ledger, queue, now)
-        """Lends room of the engine beyond limits, without a lease store."""
-        self._shadow = ShadowDecisions(self.ledger, queue, self.lending, leases, placement)
+        self.free_capacity = FreeCapacity(self.ledger, queue, now)
+        """The free capacity of a lone sidecar. Requests beyond their limits may use it."""
+        self._shadow = ShadowDecisions(self.ledger, queue, self.free_capacity, leases, placement)
         self.room = EngineRoom(0.0, 0.0)
         """The engine's room, with reserved slots and queues."""
         self.slo = SloController(now)
@@ -144,8 +144,8 @@ class AdmissionControl:
 
         ``body`` has the bytes by which a retry is recognised. ``request`` is the caller's record, which the
         pending request keeps. ``streams`` states whether the sidecar will see the answer's first token.
-        ``arrived_at`` is the time of arrival of a request that was admitted before and is placed again: it
-        keeps its deadline, its demand is counted already, and it is not handed over for a cache only.
+        ``arrived_at`` is the time of arrival of a request that was admitted before and is placed again. Such
+        a request keeps its deadline. Its demand is counted already. It is not handed over for a cache only.
         ``budgets`` are those of its quotas. They are decided first, and hold its cost until its end.
         """
         arrival = Arrival(account, ask, cost, body, request, streams=streams, arrived_at=arrived_at)
@@ -188,7 +188,7 @@ class AdmissionControl:
         elif self.queue.has_waiting(account):
             pending = self._pending(arrival, now)
             if self._enter(pending, None, now):
-                account.return_loan()
+                account.return_free_capacity()
                 return pending
         return self._offer_now(arrival, now)
 
@@ -281,7 +281,7 @@ class AdmissionControl:
         if self.placement is not None:
             self.placement.unsend(ask)
 
-    def offer_guest(
+    def offer_peer_request(
         self,
         tier: Tier,
         cost: Cost,
@@ -297,20 +297,20 @@ class AdmissionControl:
         ``standing`` states the capacity that it may use. Spot is preempted for an assured request. A request
         beyond its limit waits behind those within theirs.
         """
-        account = self.guests.account(tier, is_preemptible=is_preemptible, standing=standing)
+        account = self.peer_accounts.account(tier, is_preemptible=is_preemptible, standing=standing)
         outcome = self._decide(
             account,
-            GUEST_ASK,
+            PEER_ASK,
             cost,
             b"",
             now,
             is_counted=True,
             streams=True,
-            may_queue=self.guests.engine_queue(account),
+            may_queue=self.peer_accounts.engine_queue(account),
         )
         if isinstance(outcome, Ticket) or longest_wait_s <= 0 or outcome.reason is not Reason.ENGINE_FULL:
             return outcome
-        pending = PendingRequest(account, GUEST_ASK, cost, now, longest_wait_s=longest_wait_s, is_guest=True)
+        pending = PendingRequest(account, PEER_ASK, cost, now, longest_wait_s=longest_wait_s, is_of_peer=True)
         pending.is_counted = True
         if standing is Standing.BEYOND:
             pending.rank = max(pending.rank, RANK_BEYOND)
@@ -358,8 +358,8 @@ class AdmissionControl:
 
     def _engine_queue_of(self, pending: PendingRequest, now: float, *, is_last: bool) -> EngineQueue:
         """The queue of the engine that a request may join after a wait."""
-        if pending.is_guest:
-            return self.guests.engine_queue(pending.account)
+        if pending.is_of_peer:
+            return self.peer_accounts.engine_queue(pending.account)
         if now < pending.places_until:
             return EngineQueue.NONE
         cost = pending.cost
@@ -392,7 +392,7 @@ class AdmissionControl:
         expected_s = shed.expected_s if shed is not None else 0.0
         needs_engine = waits_for is WaitsFor.ENGINE
         retry_in_s = _retry_in_s(shed)
-        if needs_engine and self.placement is not None and not pending.is_guest:
+        if needs_engine and self.placement is not None and not pending.is_of_peer:
             usable = self.placement.replicas - (1 if self.room.is_down else 0)
             if not usable:
                 return False
@@ -466,21 +466,21 @@ class AdmissionControl:
             if not (
                 self.leases is None
                 and decision.reason in LIMITED
-                and self.lending.borrow(account, cost, room, now)
+                and self.free_capacity.use_free_capacity(account, cost, room, now)
             ):
-                account.return_loan()
+                account.return_free_capacity()
                 return decision
             # The limit does not bind, because no other request needs the room.
             decision = admit(self.ledger, account, ask, cost, room, now, is_retry=is_retry, is_counted=True)
             if isinstance(decision, Shed):
-                account.return_loan()
+                account.return_free_capacity()
                 return decision
         if is_retry:
             retries.admitted(body)
         ticket = decision.ticket
         ticket.streams = streams
         ticket.is_guaranteed = account.is_inside_guarantee()
-        ticket.is_borrowed = account.take_borrowed()
+        ticket.uses_free_capacity = account.take_free_use()
         if place is None:  # otherwise it takes no room here
             self._effects.end(self.preemption.admitted(ticket, self.ledger, self.room))
         return ticket
@@ -538,7 +538,7 @@ class AdmissionControl:
             if leases.wait(pending, max(pending.leaves_by - now, 0.0), now):
                 return
         elif self.queue.has_waiting(account) and self._enter(pending, None, now):
-            account.return_loan()
+            account.return_free_capacity()
             return
         self._decide_pending(pending, now, was_queued=False)
 
@@ -556,10 +556,10 @@ class AdmissionControl:
             for pending in self.queue.due(now, ended):
                 self._decide_pending(pending, now, was_queued=True)
         if self.leases is not None and self.queue.is_any_waiting_for_lease:
-            self._lend_room(self.leases, now)
+            self._offer_room(self.leases, now)
 
-    def _lend_room(self, leases: Leases, now: float) -> None:
-        """Lend unused room of the engine here to requests that wait for a larger lease."""
+    def _offer_room(self, leases: Leases, now: float) -> None:
+        """Requests that wait for a larger lease may use the free room of the engine here."""
         room = self.stated_room()
         if room.sequences >= 1 and leases.has_room_here(room.kv_tokens, room.sequences):
             self.serve_lease_waits(now)
@@ -607,8 +607,8 @@ class AdmissionControl:
         account = pending.account
         if not was_queued:
             self._cancel_asks(pending)
-        # A guest does not wait for an engine that is down: its own sidecar asks another replica.
-        is_last = was_queued and (now >= pending.deadline or (pending.is_guest and self.room.is_down))
+        # A peer request does not wait for an engine that is down: its own sidecar asks another replica.
+        is_last = was_queued and (now >= pending.deadline or (pending.is_of_peer and self.room.is_down))
         was_paused = False
         if was_queued and self.leases is not None:
             was_paused = self.leases.were_lost(now)
@@ -690,7 +690,7 @@ class AdmissionControl:
     def _ask_for(self, pending: PendingRequest | None, now: float) -> None:
         """Ask other replicas for room for a waiting request, if it may use that room and has no asks yet."""
         placement = self.placement
-        if placement is None or pending is None or pending in placement.asks or pending.is_guest:
+        if placement is None or pending is None or pending in placement.asks or pending.is_of_peer:
             return
         if pending.waits_for is WaitsFor.LEASE:
             # No lease covers it. It may use room that other requests do not need.
@@ -863,7 +863,7 @@ class AdmissionControl:
         caches.resize(room.kv_tokens - self.ledger.kv_in_use - room.foreign_kv_tokens)
         return caches.statement(now)
 
-    def guest_computed(self, prompt: Sequence[Cached], kv_tokens: int, now: float) -> None:
+    def peer_request_computed(self, prompt: Sequence[Cached], kv_tokens: int, now: float) -> None:
         """The engine here has computed a request of another sidecar."""
         caches = self._caches
         if caches is not None:
@@ -906,7 +906,7 @@ class AdmissionControl:
         Raises ``TicketEnded`` the second time.
         """
         self.ledger.settle(ticket, spent, ending, now, reported=reported)
-        if ending is Ending.FINISHED and not self.guests.has(ticket.account):
+        if ending is Ending.FINISHED and not self.peer_accounts.has(ticket.account):
             self.preferring.finished(ticket, spent, self._caches, now, reported=reported)
         else:
             self.preferring.forget(ticket)

@@ -249,9 +249,9 @@ class Driver:
         """Another replica has answered a request that it got together with the ask."""
         self.control.place_answered(place, has_room=has_room)
 
-    def guest_computed(self, prompt: Sequence[Cached], kv_tokens: int) -> None:
+    def peer_request_computed(self, prompt: Sequence[Cached], kv_tokens: int) -> None:
         """The engine here has computed a request of another sidecar."""
-        self.control.guest_computed(prompt, kv_tokens, self._ports.now())
+        self.control.peer_request_computed(prompt, kv_tokens, self._ports.now())
 
     # --- the lease store ---
 

@@ -22,7 +22,7 @@ from tokenpool.admission.rules import (
     over_quota,
 )
 from tokenpool.capacity.room import EngineRoom
-from tokenpool.control.lending import Lending
+from tokenpool.control.free_capacity import FreeCapacity
 from tokenpool.leases.leases import Leases
 from tokenpool.outcomes import Decision, Reason, Verdict
 from tokenpool.pricing.cost import Ask, Cost
@@ -37,13 +37,13 @@ class ShadowDecisions:
         self,
         ledger: Ledger,
         queue: AdmissionQueue,
-        lending: Lending,
+        free_capacity: FreeCapacity,
         leases: Leases | None,
         placement: Placement | None,
     ) -> None:
         self._ledger = ledger
         self._queue = queue
-        self._lending = lending
+        self._free_capacity = free_capacity
         self._leases = leases
         self._placement = placement
 
@@ -57,7 +57,7 @@ class ShadowDecisions:
         else:
             ticket = self._ledger.reserve(account, ask, cost, now)
             ticket.is_guaranteed = account.is_inside_guarantee()
-            ticket.is_borrowed = account.take_borrowed()
+            ticket.uses_free_capacity = account.take_free_use()
         ticket.verdict = verdict
         return ticket
 
@@ -100,9 +100,9 @@ class ShadowDecisions:
             behind = shadow.behind(longest_s, now)
             if behind is None:
                 return Verdict(Decision.ADMIT)
-            account.return_loan()
+            account.return_free_capacity()
             return behind
-        account.return_loan()
+        account.return_free_capacity()
         expected_s = shed.expected_s
         if shed.reason is not Reason.TOKENS_PER_SECOND:
             # Requests that would wait run beyond the limit here. Room becomes free at the limit's rate only.
@@ -115,13 +115,13 @@ class ShadowDecisions:
         leases = self._leases
         if leases is None:
             shed = over_limit(account, cost, now)
-            may_run = shed is None or self._lending.borrow(account, cost, room, now)
+            may_run = shed is None or self._free_capacity.use_free_capacity(account, cost, room, now)
         elif leases.covers(account, cost, now):
             shed = over_limit(account, cost, now)
             may_run = shed is None
         else:
             shed = over_pool_limit(account, cost)
-            may_run = shed is None or not leases.has_limits or leases.borrow(account, cost, now)
+            may_run = shed is None or not leases.has_limits or leases.use_free_capacity(account, cost, now)
         return None if may_run else shed
 
     def _has_room_elsewhere(self, cost: Cost, now: float) -> bool:

@@ -91,7 +91,7 @@ class Leases:
         self._guarantees_divided_by = 0
         """The number of sidecars when the last ``activate_guarantees`` ran."""
         self.free: Vector = (0.0, 0.0, 0.0)
-        """The free capacity of the pool (``Answer.free``), less the capacity that was borrowed since."""
+        """The free capacity of the pool (``Answer.free``), less what requests have taken of it since."""
         self.free_at = -math.inf
         """The time of that answer."""
         self._pool_ahead = (0.0, 0.0, 0.0)
@@ -186,7 +186,7 @@ class Leases:
         return (
             self._is_enough(account, cost)
             or self._take_ahead(account, state, cost, now)
-            or self.borrow(account, cost, now, AHEAD_SHARE / self.sidecars)
+            or self.use_free_capacity(account, cost, now, AHEAD_SHARE / self.sidecars)
         )
 
     def _groups_cover(self, account: Account, cost: Cost) -> bool:
@@ -259,7 +259,7 @@ class Leases:
         self.urgent.add(account.entitlement.name)
         return True
 
-    def borrow(self, account: Account, cost: Cost, now: float, part: float = 1.0) -> bool:
+    def use_free_capacity(self, account: Account, cost: Cost, now: float, part: float = 1.0) -> bool:
         """Take missing capacity beyond the limit, from the capacity that no replica uses.
 
         Limits bind only under contention. While the pool has free room in every dimension that is short here,
@@ -276,7 +276,7 @@ class Leases:
             or self.failures
             or now - self.free_at > self.settings.interval_s * FRESH_INTERVALS
             or not account.is_below_ceiling(cost, self.sidecars)
-            or not self._may_borrow_in_groups(account, cost, now)
+            or not self._groups_leave_room(account, cost, now)
         ):
             return False
         missing, (tokens, kv_tokens, sequences) = account.missing(cost), self.free
@@ -294,12 +294,12 @@ class Leases:
         ):
             return False
         self.free = (tokens - missing.tokens, kv_tokens - kv_missing, sequences - sequences_missing)
-        account.borrow(cost)
+        account.use_free_capacity(cost)
         self.urgent.add(account.entitlement.name)
         return True
 
-    def _may_borrow_in_groups(self, account: Account, cost: Cost, now: float) -> bool:
-        """Whether the leases of its groups cover a loan, and no sidecar lacks capacity of a group.
+    def _groups_leave_room(self, account: Account, cost: Cost, now: float) -> bool:
+        """Whether its groups allow it free capacity: their leases cover it, and no sidecar lacks theirs.
 
         Under contention in a group, the limits of its members bind.
         """
@@ -311,7 +311,7 @@ class Leases:
         )
 
     def has_room_here(self, kv_tokens: float, sequences: float) -> bool:
-        """The engine here has free room. Waiting requests may borrow it before the next answer states it.
+        """The engine here has free room. Waiting requests may use it before the next answer states it.
 
         Returns whether a request may fit. The requests of a few entitlements are tried, in the order of their
         tiers.
@@ -336,23 +336,23 @@ class Leases:
         return (
             pending.first_answer_at <= now
             and account.is_below_ceiling(cost, self.sidecars)
-            and self._may_borrow_in_groups(account, cost, now)
+            and self._groups_leave_room(account, cost, now)
             and (missing <= 0 or missing <= self.free[0])
         )
 
     def takes_room(self, pending: PendingRequest, now: float) -> bool:
-        """Another replica keeps room for this request. Returns whether a lease or a loan covers it."""
+        """Another replica keeps room for this request. Returns whether a lease or free capacity covers it."""
         account, cost = pending.account, pending.cost
         if pending.waits_for is not WaitsFor.LEASE:
             self.cover_queued(account, cost, now)
             return True
         self._find_free(cost.kv_tokens, cost.sequences)
-        return self.borrow(account, cost, now)
+        return self.use_free_capacity(account, cost, now)
 
     def cover_queued(self, account: Account, cost: Cost, now: float) -> None:
         """Hold enough for a request that waited for room, if its lease has become too small meanwhile.
 
-        The capacity is borrowed. If the lease store has just failed, it is this sidecar's share.
+        It is free capacity of the pool. If the lease store has just failed, it is this sidecar's share.
         """
         if self.mode is not Mode.JOINED or self.accounts.get(account.entitlement.name) is not account:
             return
@@ -362,7 +362,7 @@ class Leases:
         if self.failures:
             self._admit_within_share(account, cost, now)
         else:
-            self.borrow(account, cost, now)
+            self.use_free_capacity(account, cost, now)
 
     def _may_take_ahead(self) -> tuple[float, float, float]:
         """This sidecar's part of the pool's free capacity; zero unless the free capacity is ample."""
@@ -479,7 +479,7 @@ class Leases:
     def _fits(self, pending: PendingRequest, now: float) -> bool:
         """Whether the lease covers a waiting request now.
 
-        A request for which the lease store has answered may also borrow free capacity of the pool.
+        A request for which the lease store has answered may also use free capacity of the pool.
         """
         account, cost = pending.account, pending.cost
         limit = account.limit
@@ -490,7 +490,7 @@ class Leases:
         )
         if not all(has_room(group, cost) for group in account.groups):
             return False
-        return fits or (pending.first_answer_at < math.inf and self.borrow(account, cost, now))
+        return fits or (pending.first_answer_at < math.inf and self.use_free_capacity(account, cost, now))
 
     def group_may_fit(self, group: Account) -> None:
         """Waiting requests of the members of a group may fit."""

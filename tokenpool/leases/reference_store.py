@@ -115,7 +115,7 @@ class _Record(StoredRecord):
         row.values = values
 
     def charge(self, row: _Row, served: Vector, borrowed: float, is_open: bool) -> None:
-        """Charge a holder's usage since its last message. The pool's bucket pays the borrowed part."""
+        """Charge a holder's usage since its last message. The pool's bucket pays for ``borrowed``."""
         tokens, kv_seconds, sequence_seconds = (
             after - before for after, before in zip(served, row.served, strict=True)
         )

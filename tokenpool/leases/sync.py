@@ -193,7 +193,7 @@ class LeaseSync:
                 tokens_spent=meter.spent,
                 kv_seconds=meter.kv_seconds,
                 concurrency_seconds=meter.concurrency_seconds,
-                tokens_borrowed=meter.borrowed,
+                tokens_borrowed=meter.free_tokens,
             )
         return Message(self.holder, self._number, lease_requests)
 
@@ -368,7 +368,7 @@ class LeaseSync:
             (meter.typical_tokens.value, floor.kv_tokens, floor.concurrency),
             is_last,
             leases.idle_limit(account),
-            meter.borrowed,
+            meter.free_tokens,
         )
 
     def _wanted(self, account: Account, state: LeaseState) -> tuple[float, float, float]:

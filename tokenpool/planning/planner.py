@@ -171,14 +171,14 @@ def plan_steps(given: PlanInput) -> Generator[None, None, Plan]:
     yield
     # While other tiers have unmet demand, they get the unused part of a guarantee before spot.
     preemptible = {e.name for e in entitlements if e.is_preemptible} if not division.others_want else set()
-    lent = _lent(claims, shares, preemptible) if preemptible else {}
+    extra = _for_preemptible(claims, shares, preemptible) if preemptible else {}
     yield
     plans = {}
     for claim in claims:
         name, share = claim.name, shares[claim.name]
         limit = share.limit
-        if name in lent:
-            limit = (limit + lent[name]).at_most(capacity.at_least(limit)).at_most(claim.ceiling)
+        if name in extra:
+            limit = (limit + extra[name]).at_most(capacity.at_least(limit)).at_most(claim.ceiling)
         plans[name] = EntitlementPlan(
             limit,
             share.assured,
@@ -213,12 +213,14 @@ def _group_plans(
     }
 
 
-def _lent(claims: Sequence[Claim], shares: Mapping[str, Share], preemptible: Set[str]) -> dict[str, Amount]:
-    """The amounts granted within guarantees, lent to the preemptible entitlements with demand.
+def _for_preemptible(
+    claims: Sequence[Claim], shares: Mapping[str, Share], preemptible: Set[str]
+) -> dict[str, Amount]:
+    """The amounts granted within guarantees, for the preemptible entitlements with demand.
 
     Their running requests are ended when a guarantee needs its slots, so no slot stays free for a guarantee.
     The recent use of guarantees is no usable measure: with Poisson arrivals an eighth of the engine was idle.
-    The grants of elastic tenants beyond a guarantee are not lent, because no request is ended for them.
+    The grants of elastic tenants beyond a guarantee are not included, because no request is ended for them.
 
     The amount is divided in proportion to the allocations of spot, and evenly if spot has no allocation.
     """

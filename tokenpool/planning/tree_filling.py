@@ -1,8 +1,8 @@
 """Filling through groups: it computes the part of its demand that each claim of a tree gets.
 
 The rule is that of ``filling``, at each level of the tree: the children of a group are raised together by
-their weights. The share of a group is the sum of its members' dominant shares. A claim that stops leaves its
-part to its siblings first, so the share of a group does not depend on the number of its members.
+their weights. The share of a group is the sum of its members' dominant shares. After a claim stops, its
+siblings get the rest first. So the share of a group does not depend on the number of its members.
 
 Each group has an inner *level*: a child with weight ``w`` that nothing stops has the share ``level * w``. The
 level is a function of the group's share, and linear between two events. A *schedule* has this function, with
@@ -13,8 +13,8 @@ A group with a ceiling has that as its room; the room of the top is the capacity
 dimension without room stops. A schedule ends where a group becomes full, because the claims that stop then
 change it.
 
-Shares are sums. With the dominant share of the summed use, a group whose members need different dimensions
-has intervals in which its share does not rise although its members grow.
+Shares are sums, not the dominant share of the summed use. That share may not rise while members grow, if they
+need different dimensions.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from collections.abc import Sequence
 from tokenpool.planning.vectors import DIMENSIONS, EPSILON, Vector, dominant_shares
 
 _Event = tuple[float, float, float, float, float, float, int]
-"""At a level, the changes of: the use of each dimension per unit of level, the weights of growing members
-with and without rising shares, and the number of growing members."""
+"""A level, and the changes there: of the use of each dimension per unit of level, of the weights of growing
+members with and without rising shares, and of the number of growing members."""
 
 _BELOW_GUARANTEES = 1e-3
 """The part of a weight that counts while no member that grows has more than its guarantee's share.
@@ -40,8 +40,8 @@ still be a function of the group's share."""
 _NOTHING: Vector = (0.0, 0.0, 0.0)
 
 _Segment = tuple[float, float, float, float, float, float]
-"""A part of a schedule, to the share of the next segment: the share and the level at its beginning, the use
-of each dimension per unit of share, and the rise of the level per unit of share."""
+"""A part of a schedule, up to the share of the next segment. It has the share and the level at its beginning.
+Per unit of share, it has the use of each dimension and the rise of the level."""
 
 _AHEAD = 1.1
 """Schedules are computed up to this multiple of the level at which the top would be full without guarantees.

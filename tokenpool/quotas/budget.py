@@ -181,7 +181,7 @@ class Budget:
 
     def claim_reserve(self) -> None:
         """The reserve becomes a part of the portion, which the next message claims from a store that is not
-        open. So the store grants it to nobody else when it opens."""
+        open. So the store grants it to no other sidecar when it opens."""
         self.portion += self.reserve
         self.free = self.reserve = 0.0
 

@@ -4,9 +4,9 @@ A sidecar states what it has spent and asks for a *portion*. It spends at most i
 covered without a message, because the portion also covers the expected requests of the next seconds. A
 sidecar without a lease store has the whole quota as its portion.
 
-While the store is away for longer than a lifetime, or does not know all earlier spending, sidecars spend
-their portions, and then a reserve: the tokens that were free at the last answer, by twice the number of
-sidecars. A budget that was not stated shortly before has no reserve: its number is out of date.
+While the store does not answer for a lifetime, or does not know all earlier spending, sidecars spend their
+portions, and then a reserve. The reserve is the tokens that were free at the last answer, divided by twice
+the number of sidecars. A budget that was not stated shortly before has no reserve: its number is out of date.
 
 ``now`` is in seconds of the sidecar's monotonic clock. Windows begin by the store's clock: each answer has
 the store's time.

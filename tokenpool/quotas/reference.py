@@ -6,9 +6,10 @@ the same calls to both. Pure: ``now`` is in epoch seconds of the caller's clock.
 - Each budget has a record for each window, and each holder a row in it. All numbers are totals of the window.
 - A row counts as its portion, or as its use if that is larger. The record never grants portions by which the
   sum of all rows and of the earlier spending exceeds the quota. It exceeds the quota only by use beyond
-  portions: running requests that outgrow their reservation, and sidecars without a store.
-- A holder that needs no more than its fair part gets at most that: the free tokens by twice the number of
-  holders. So portions shrink as the quota nears its end. Waiting requests are served beyond it.
+  portions. That is the use of requests that outgrow their reservation, and of sidecars without a store.
+- A holder that needs no more than its fair part gets at most that. The fair part is the free tokens,
+  divided by twice the number of holders. So portions shrink as the quota nears its end. Waiting requests are
+  served beyond it.
 - A holder without a message for a lifetime loses its unused portion. Its use stays counted. After
   ``REMEMBER_S`` its row becomes a part of the base. It may return later: it states what the record counted.
 - A store that lost its content has another ``since``, and records another birth. For one lifetime, holders

@@ -126,7 +126,7 @@ async def test_the_queue_and_handover_of_a_sidecar_have_tiles(tmp_path: Path) ->
         assert handed_over.split("\n")[:2] == ["Handed over since the start", "1.2K"]
         assert "5 run elsewhere now; 3 other replicas known" in handed_over
         assert "12 refused, 1.19K cancelled, 3 failed" in handed_over
-        assert guests.split("\n")[:2] == ["Guests now", "2"]
+        assert guests.split("\n")[:2] == ["From other replicas now", "2"]
         assert "6 of their requests wait here" in guests
         assert page.complaints == []
 

@@ -1,4 +1,4 @@
-"""Sharing of a small real engine: a flood of spot, a guarantee, and a lent guarantee."""
+"""Sharing of a small real engine: a flood of spot, a guarantee, and an idle guarantee that spot uses."""
 
 from __future__ import annotations
 

@@ -238,4 +238,4 @@ async def test_a_key_whose_answer_was_lost_is_named(
         await runner.cleanup()
 
     assert seen == ["/v1/credentials/ci"] * keys.ATTEMPTS
-    assert "nobody has it: run tokenpool keys revoke ci" in capsys.readouterr().err
+    assert "but it is lost; run tokenpool keys revoke ci" in capsys.readouterr().err

@@ -102,7 +102,7 @@ async def test_four_sidecars_serve_a_skewed_load_like_one_large_sidecar(tmp_path
     assert four / one >= 0.9
 
 
-async def test_a_lone_tenant_uses_the_pool_and_a_lent_guarantee_returns_to_its_owner(tmp_path: Path) -> None:
+async def test_a_lone_tenant_uses_the_pool_and_an_idle_guarantee_returns_to_its_owner(tmp_path: Path) -> None:
     owner = (
         "{name: o, pool: chat, tier: guaranteed, api_keys: [o-key],"
         " guarantee: {tokens_per_second: 50000, kv_tokens: 16384, concurrency: 8}}"
@@ -113,7 +113,7 @@ async def test_a_lone_tenant_uses_the_pool_and_a_lent_guarantee_returns_to_its_o
     async with cluster.running(), under_load(cluster.session, cluster.urls, spots) as lone:
         await asyncio.sleep(2)
         seen = await sampled(cluster, 5)
-        # The whole guarantee is lent. Now its owner sends requests.
+        # Spot uses the whole guarantee. Now its owner sends requests.
         came = time.monotonic()
         async with under_load(cluster.session, cluster.urls, owners) as load:
             await asyncio.sleep(0.6)
@@ -124,7 +124,7 @@ async def test_a_lone_tenant_uses_the_pool_and_a_lent_guarantee_returns_to_its_o
     waited = [o.first - o.began for o in load.of("o")]
     print(
         f"lone tenant: {statistics.fmean(seen):.2f} of 16 sequences in use;"
-        f" lent guarantee: {load.statuses('o')[429]} shed of {len(waited)}, first byte after"
+        f" idle guarantee: {load.statuses('o')[429]} shed of {len(waited)}, first byte after"
         f" {1000 * statistics.median(waited):.0f} ms, spot's limit then {limit:.0f}"
     )
     assert statistics.fmean(seen) >= 0.85 * 16

@@ -11,7 +11,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from experiments.instruments import command, running, server
+from experiments.instruments.environments import Package, Unavailable, provided
 from experiments.instruments.tools import INSTRUMENTS, Call, Instrument
 from experiments.instruments.workload import Workload
 
@@ -53,3 +56,11 @@ def test_an_instrument_that_fails_says_why(tmp_path: Path) -> None:
             assert result.figures is result.own is None
             assert not result.keeps_up
             assert re.search(problem, result.problem), result.problem
+
+
+def test_a_package_is_installed_once_and_a_failure_says_why(tmp_path: Path) -> None:
+    broken = Package("broken==not a version")
+    with pytest.raises(Unavailable, match=r"broken==not a version cannot be installed: .*not a version"):
+        provided(broken, [sys.executable], tmp_path)
+    (tmp_path / "broken" / ".installed").write_text(broken.requirement)
+    assert provided(broken, [], tmp_path) == tmp_path / "broken" / "bin"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from loadgen import client, sse
 from loadgen import probe as probing
 from loadgen.failures import failures
 from loadgen.records import Outcome
@@ -90,6 +91,37 @@ async def html(received: Received, request: web.Request) -> web.StreamResponse:
     return web.Response(text="<html>Welcome</html>", content_type="text/html")
 
 
+async def nested(received: Received, request: web.Request) -> web.StreamResponse:
+    response = await opened(request)
+    await response.write(b"data: " + b'{"x":' * 100_000 + b"\n\n")
+    return response
+
+
+async def nested_error(received: Received, request: web.Request) -> web.StreamResponse:
+    return web.Response(status=500, body=b'{"error":' * 5000, content_type="application/json")
+
+
+async def controlling(received: Received, request: web.Request) -> web.StreamResponse:
+    return web.json_response({"error": {"message": "no", "type": "\x1b[31m" + "sk-1 " * 99}}, status=500)
+
+
+async def unnamed(received: Received, request: web.Request) -> web.StreamResponse:
+    return web.json_response({"error": {"message": "slow down"}}, status=429)
+
+
+async def endless_event(received: Received, request: web.Request) -> web.StreamResponse:
+    response = await opened(request)
+    while True:
+        await response.write(b"x" * (1 << 20))
+
+
+async def endless_body(received: Received, request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": "application/json"})
+    await response.prepare(request)
+    while True:
+        await response.write(b"x" * (1 << 16))
+
+
 async def silent(received: Received, request: web.Request) -> web.StreamResponse:
     await asyncio.sleep(30)
     return web.Response()
@@ -117,6 +149,10 @@ async def unauthorized(received: Received, request: web.Request) -> web.StreamRe
         (other_events, Outcome.BROKEN, "stream ended early", "not a completion"),
         (without_tokens, Outcome.ERROR, "no token", ""),
         (html, Outcome.ERROR, "wrong content type", "text/html: <html>Welcome</html>"),
+        (nested, Outcome.BROKEN, "stream ended early", '{"x":'),
+        (nested_error, Outcome.ERROR, "500", '{"error":'),
+        (controlling, Outcome.ERROR, " [31m[key] [key]".strip() + " [key]" * 7 + "...", "no"),
+        (unnamed, Outcome.SHED, "429", "slow down"),
         (silent, Outcome.TIMEOUT, "timeout before the response", "timeout_s, 0.3 s"),
         (stalled, Outcome.TIMEOUT, "timeout within the response", "timeout_s, 0.3 s"),
     ],
@@ -130,6 +166,35 @@ async def test_each_failure_has_a_reason_and_a_message(
     assert (only.outcome, only.reason, only.attempts) == (outcome, reason, 10)
     assert message in only.message
     assert "sk-1" not in only.message
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [(endless_event, "an event has more than 0 MiB"), (endless_body, "the response has more than 0 MiB")],
+)
+async def test_a_response_without_an_end_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Answer, message: str
+) -> None:
+    monkeypatch.setattr(sse, "MOST_EVENT_BYTES", 1 << 17)
+    monkeypatch.setattr(client, "MOST_BYTES", 1 << 17)
+    run, _ = await answered(tmp_path, short(tenant(process=Constant(20.0))), answer)
+    (only,) = failures(run.attempts)
+    assert (only.outcome, only.reason) == (Outcome.ERROR, "response too large")
+    assert only.message == message
+
+
+@pytest.mark.parametrize("count", [-3, 10**18])
+async def test_an_impossible_count_of_tokens_is_not_believed(tmp_path: Path, count: int) -> None:
+    async def lying(received: Received, request: web.Request) -> web.StreamResponse:
+        usage = {"prompt_tokens": count, "completion_tokens": count}
+        response = await opened(request)
+        await response.write(event({"choices": [{"text": "a"}]}))
+        await response.write(event({"choices": [{"text": "b", "finish_reason": "length"}], "usage": usage}))
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    run, _ = await answered(tmp_path, short(tenant(process=Constant(20.0))), lying)
+    assert {(each.tokens, each.is_counted, each.prompt_tokens) for each in run.attempts} == {(2, False, 0)}
 
 
 async def test_a_dead_port_ends_before_the_run(tmp_path: Path) -> None:

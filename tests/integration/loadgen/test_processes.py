@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import sys
 from collections import Counter
@@ -141,15 +142,19 @@ async def test_no_process_outlives_a_parent_that_is_killed(tmp_path: Path) -> No
         process.kill()
         while any(Path(f"/proc/{pid}/cwd").exists() for pid in left):
             await asyncio.sleep(0.02)
+        _, error = await process.communicate()
+    assert b"Traceback" not in error
 
 
 async def test_the_error_of_a_process_is_told(tmp_path: Path) -> None:
-    (tmp_path / "3").mkdir()
-    (tmp_path / "3" / "parts").write_text("a file, where the folder of the parts should be")
     async with Server(stream).running() as server, running(tmp_path, server) as process:
+        await until_served(server, process, 20)
+        resource.prlimit(children(process.pid)[0], resource.RLIMIT_FSIZE, (0, 0))
         _, error = await process.communicate()
     assert process.returncode == 1
-    assert b"of 3 failed: [Errno" in error
+    assert b"process 1 of 3 failed: " in error
+    assert b"requests.jsonl: File too large; " in error
+    assert b"Traceback" not in error
 
 
 @pytest.mark.parametrize("text", ["0", "two", "-1", "1.5", "257"])

@@ -409,14 +409,19 @@ async def started(
 
 async def test_the_command_runs_a_scenario_and_writes_its_files(tmp_path: Path) -> None:
     async with Server(stream).running() as server:
-        process = await started(tmp_path, server, 0.5)
+        process = await started(
+            tmp_path, server, 0.5, SCENARIO, "--export", "vllm-bench", "--export", "guidellm"
+        )
         out, _ = await process.communicate()
     assert process.returncode == 0
     assert b"gold" in out
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         "requests.jsonl", "state.jsonl", "meta.json", "summary.json", "summary.csv", "report.html",
+        "vllm-bench.json", "guidellm.json",
     }  # fmt: skip
+    completed = msgspec.json.decode((tmp_path / "out" / "vllm-bench.json").read_bytes())["completed"]
+    assert completed == (tmp_path / "out" / "requests.jsonl").read_text().count('"outcome":"served"') > 0
     meta = msgspec.json.decode((tmp_path / "out" / META).read_bytes(), type=Meta)
     assert (meta.label, meta.name, meta.machine.cores >= 1) == ("out", "small", True)
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from loadgen import tokenizing
 from loadgen.engine.model import Costs
 from loadgen.engine.scheduler import Scheduler
 from loadgen.fields import ScenarioError
@@ -152,20 +153,35 @@ async def test_tokens_are_counted_with_the_headers_of_a_tenant() -> None:
     assert {received.headers["authorization"] for received in server.received} == {"Token abc"}
 
 
-async def test_an_engine_that_cannot_tokenize_is_an_error() -> None:
+async def test_an_engine_that_cannot_tokenize_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizing, "MOST_BYTES", 1 << 17)
+
     async def refuses(received: Received, request: web.Request) -> web.StreamResponse:
         return web.json_response({"detail": "Not Found"}, status=404)
 
     async def empty(received: Received, request: web.Request) -> web.StreamResponse:
         return web.json_response({"tokens": []})
 
+    async def negative(received: Received, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"count": -5})
+
+    async def endless(received: Received, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"x" * (1 << 16))
+
     world = scenario(tokenizer=Tokenizer())
     for answer, error in (
         (refuses, r"/tokenize answered 404: .*Not Found.*; let the engine"),
         (empty, "no count"),
+        (negative, "no count in its answer .*>= 0"),
+        (endless, "no count in its answer .the response has more than 0 MiB"),
     ):
         async with Server(answer).running() as server:
             with pytest.raises(ScenarioError, match=error):
                 await prepare(world, server.url)
-    with pytest.raises(ScenarioError, match=r"/tokenize cannot be reached \(.*\); let the engine serve"):
+    with pytest.raises(
+        ScenarioError, match=r"/tokenize cannot be reached: connection refused \(.*\); let the engine serve"
+    ):
         await prepare(world, "http://127.0.0.1:1")

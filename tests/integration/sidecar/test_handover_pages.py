@@ -93,7 +93,7 @@ def live(sidecar: Sidecar) -> ShownPool:
 async def test_both_sides_of_a_handover_show_it(engine: FakeEngine, tmp_path: Path) -> None:
     async with two_replicas(engine, tmp_path) as (one, two, held):
         running = [asyncio.ensure_future(ask(one, request(key="e-key"))) for _ in range(2)]
-        await until(lambda: two.control.guests.sequences == 1)
+        await until(lambda: two.control.peer_accounts.sequences == 1)
         waiting = asyncio.ensure_future(ask(one, request(key="e-key")))
         await until(lambda: live(two).handover == ShownHandover(1, _results(taken=0), 0, 1, 1))
 
@@ -122,7 +122,7 @@ async def test_both_sides_of_a_handover_show_it(engine: FakeEngine, tmp_path: Pa
 
         held.go.set()
         assert [(await each).status for each in [*running, waiting]] == [200] * 3
-        await until(lambda: live(two).handover is not None and two.control.guests.sequences == 0)
+        await until(lambda: live(two).handover is not None and two.control.peer_accounts.sequences == 0)
         received = (await state(two))["handover"]["received"]
         assert set(received) == {"finished"}
         ended = (
@@ -142,9 +142,9 @@ async def test_an_offer_whose_request_goes_elsewhere_is_no_received_request(
         nonce = bytes(NONCE_BYTES)
         writer.write(frame(Kind.PROOF, nonce + proof(key, ASKER, hello[-NONCE_BYTES:], nonce)))
         writer.write(encode_ask(AskFields(7, "spot", True, 1, 100, 0)))
-        await until(lambda: two.control.guests.sequences == 1)
+        await until(lambda: two.control.peer_accounts.sequences == 1)
         writer.write(numbered(Kind.CANCEL, 7))
-        await until(lambda: two.control.guests.sequences == 0)
+        await until(lambda: two.control.peer_accounts.sequences == 0)
         shown = (await state(two))["handover"]
         assert (shown["unused_offers"], shown["received"]) == (1, {})
         assert 'tokenpool_handover_offers_unused_total{pool="chat"} 1.0' in await metrics(two)

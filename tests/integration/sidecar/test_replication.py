@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sidecar.app import Sidecar
-from sidecar.replication import FAREWELL_S
+from sidecar.replication import STOP_WAIT_S
 from tests.fakes import scripted_engine as fake
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine, Received
@@ -230,8 +230,8 @@ async def test_a_stop_leaves_nothing_behind(
         refused = await read_response(waiting)
         assert (refused.status, refused.headers["x-tokenpool-reason"]) == (503, "draining")
         assert b"[DONE]" not in await spot.read()  # cut
-        assert took < FAREWELL_S + 1.0
-        assert (took >= FAREWELL_S) == is_silent
+        assert took < STOP_WAIT_S + 1.0
+        assert (took >= STOP_WAIT_S) == is_silent
         assert is_whole(sidecar)
         control, driver = sidecar.control, sidecar.driver
         assert (len(control.queue), control.has_effects, control.has_waiting) == (0, False, False)

@@ -114,7 +114,7 @@ CHAT = HEAD + "endpoint: chat\n" + ONE
     [
         (
             HEAD + ONE.replace("poisson: {rate: 5}", "gamma: {rate: 5, cv: 0}"),
-            "s.yaml:6: tenants[0].arrivals.gamma.cv is 0; write more than 0",
+            "s.yaml:6: tenants[0].arrivals.gamma.cv is 0; write at least 0.01",
         ),
         (
             HEAD + ONE.replace("poisson: {rate: 5}", "gamma: {rate: 5}"),

@@ -35,6 +35,7 @@ HERE = SimpleNamespace(host="h", port=1, ssl=None, is_ssl=True)
         (aiohttp.ClientOSError(104, "reset"), "connection reset"),
         (ConnectionResetError(104, "reset"), "connection reset"),
         (aiohttp.ClientPayloadError("not enough data"), "response cut"),
+        (aiohttp.ClientConnectorError(HERE, OSError(24, "Too many open files")), "too many open files"),
         (OSError("other"), "OSError"),
     ],
 )  # fmt: skip

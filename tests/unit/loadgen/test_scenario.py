@@ -265,6 +265,10 @@ def changed(old: str, new: str) -> str:
             changed("signal: KILL", "signal: HUP"),
             "s.yaml:33: faults[1].signal is 'HUP', which is not one of STOP",
         ),
+        (
+            changed("pid_file: engine.pid", 'pid_file: "engine\\npid"'),
+            "s.yaml:33: faults[1].pid_file has characters that cannot be printed",
+        ),
         (changed(", pid_file: engine.pid", ""), "s.yaml:33: faults[1] has no pid_file; add 'pid_file:'"),
         (
             changed("[docker, stop, engine]", "[]"),
@@ -278,6 +282,35 @@ def changed(old: str, new: str) -> str:
         (changed("stream: true", "stream: maybe"), "s.yaml:5: stream is neither true nor false but 'maybe'"),
         (HEAD + ONE.replace("    input: 100\n", ""), "s.yaml:5: tenants[0] has no input; add 'input:'"),
         (
+            changed("duration_s: 60", "duration_s: 1.0e+10"),
+            "s.yaml:7: duration_s is 1e+10; write at most 1e+09 seconds",
+        ),
+        (
+            changed("{rate: 2}", "{rate: 1.0e+300}"),
+            "tenants[0].arrivals.constant.rate is 1e+300; write at most 1e+09",
+        ),
+        (changed("seed: 7", "seed: 10000000000000000000"), "seed is 1e+19; write at most 9.22337e+18"),
+        (
+            changed("seed: 7", "tokens_per_byte: 1.0e-9"),
+            "s.yaml:2: tokens_per_byte is 1e-09; write at least 0.001 tokens",
+        ),
+        (
+            HEAD + ONE.replace("poisson: {rate: 5}", "on_off: {rate: 5, on_s: 0.0001, off_s: 0.0001}"),
+            "tenants[0] pauses over 100000 times in 60 s; write a longer on_s or off_s",
+        ),
+        (
+            changed("name: spot", 'name: "spot\\nmarket"'),
+            "tenants[1].name has characters that cannot be printed; write letters and digits in one line",
+        ),
+        (
+            changed("name: spot", "name: " + "a" * 201),
+            "tenants[1].name has 201 characters; write at most 200",
+        ),
+        (
+            changed("signal: KILL", "signal: " + "K" * 5000),
+            "faults[1].signal is 'KKKKKKKKKKKKKKKKKKKKKKKKKKKKKKKKKKKKKKKK', which is not one of STOP",
+        ),
+        (
             HEAD + "tenants: [{name: a}]",
             "tenants[0] has no arrivals; add 'arrivals:' with a process, or 'trace:'",
         ),
@@ -289,6 +322,12 @@ def test_an_error_names_line_field_and_fix(text: str, error: str) -> None:
     assert error in str(raised.value)
     assert str(raised.value).startswith("s.yaml:")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("path", "reason"), [("none.yaml", "No such file"), (".", "Is a directory")])
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, path: str, reason: str) -> None:
+    with pytest.raises(ScenarioError, match=f"cannot be read .{reason}.*; name a scenario file"):
+        read(tmp_path / path, {})
 
 
 def test_a_file_that_is_not_utf_8_is_an_error(tmp_path: Path) -> None:

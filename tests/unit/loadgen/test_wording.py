@@ -238,3 +238,11 @@ def test_other_prompt_lengths_than_asked_are_a_warning() -> None:
     exact = run(attempt(4.0, prompt_tokens=13), scenario={"tokenizer": {"file": ""}}, notes=["t: a cut."])
     assert findings(exact)[0].endswith("in all.")
     assert "t: a cut." in notes(exact.meta, summarise(exact))
+
+
+@pytest.mark.parametrize("per_byte", [0.0, 5.0, -1.0])
+async def test_counts_that_are_none_of_a_text_are_an_error(per_byte: float) -> None:
+    with pytest.raises(
+        ScenarioError, match=r"tokens in 2000 bytes of text, .*; name a tokenizer that counts"
+    ):
+        await learn(Words(per_byte=per_byte).text, seed=1)

@@ -192,6 +192,12 @@ def test_equal_conversations_have_lines_of_their_own(tmp_path: Path) -> None:
             "t.csv:4: ContextTokens is '-3'; write a whole number of tokens",
         ),
         ("azure", AZURE.replace(",900", ""), "t.csv:4: has 2 columns; write all columns of the first line"),
+        (
+            "azure",
+            AZURE + '"' + "x" * 200_000,
+            "field larger than field limit (131072); give a text file of comma-separated values",
+        ),
+        ("azure", '"' + "x" * 200_000, "field larger than field limit (131072); give a text file"),
         ("azure", AZURE.replace("18:00:03", "17:00:03"), "t.csv:4: its time is 3598.500 s before that of an"),
         ("azure", "", "t.csv:1: there is no column"),
         ("burstgpt", BURST.replace("118", "soon"), "t.csv:4: Timestamp is 'soon'; write a number of seconds"),

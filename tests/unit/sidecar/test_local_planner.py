@@ -1,4 +1,4 @@
-"""A lone sidecar: its tick goes in steps, and unused throughput is lent between two ticks."""
+"""A lone sidecar: its tick goes in steps, and free throughput is used between two ticks."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_tenant_uses_the_throughput_that_others_leave_up_to_its_ceiling() -> N
     assert Lone().run(10, "capped")["capped"] == pytest.approx(600, rel=0.12)
 
 
-def test_throughput_that_no_tenant_uses_is_lent_between_two_ticks() -> None:
+def test_throughput_that_no_tenant_uses_is_free_between_two_ticks() -> None:
     made = Lone()
     made.run(10, "whole", "other", every=5)  # 400 tokens per second each
     whole = made.controller.accounts["whole"]
@@ -114,12 +114,12 @@ def test_throughput_that_no_tenant_uses_is_lent_between_two_ticks() -> None:
     made.now += 0.2
     tokens = sum(made.offer("whole") for _ in range(100))
     assert level + 0.2 * whole.limit.tokens_per_second + TOKENS < tokens
-    # At most the engine's throughput of one second is lent, less what was spent since the last tick.
+    # At most the engine's throughput of one second is free, less what was spent since the last tick.
     assert 1000 - 200 <= tokens <= 1000
-    assert whole.meter.borrowed > 0
+    assert whole.meter.free_tokens > 0
 
 
-def test_without_a_tick_no_throughput_is_lent() -> None:
+def test_without_a_tick_no_throughput_is_free() -> None:
     made = Lone()
     made.control.active.touch(made.controller.accounts["whole"], 0.0)
     assert made.offer("whole") == 0

@@ -15,7 +15,7 @@ from simulation.mixes import (
     ample,
     contended,
     distant,
-    lending,
+    idle_guarantee,
     lone_tenant,
     mixed,
     outage,
@@ -93,16 +93,16 @@ def test_four_sidecars_serve_a_skewed_load_like_one_large_sidecar(seed: int) -> 
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_owner_of_a_lent_guarantee_is_not_shed(seed: int) -> None:
-    figures = simulate(lending(seed=seed))
+def test_the_owner_of_an_idle_guarantee_is_not_shed(seed: int) -> None:
+    figures = simulate(idle_guarantee(seed=seed))
     assert figures.guaranteed_sheds == 0
     assert figures.utilisation >= 0.9
     assert figures.service["owner"] > 0
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_owner_of_a_lent_guarantee_preempts_spot_and_leaves_few_slots_idle(seed: int) -> None:
-    figures = simulate(lending(seed=seed, is_preemptible=True))
+def test_the_owner_of_an_idle_guarantee_preempts_spot_and_leaves_few_slots_idle(seed: int) -> None:
+    figures = simulate(idle_guarantee(seed=seed, is_preemptible=True))
     assert figures.preempted > 0
     assert figures.guaranteed_sheds == 0
     assert figures.over_admitted < 1

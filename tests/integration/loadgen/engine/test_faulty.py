@@ -13,10 +13,11 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from loadgen.engine.__main__ import main
 from loadgen.engine.admin import Admin
-from loadgen.engine.faults import parse_fault
+from loadgen.engine.faults import Fault, Kind, parse_fault
 from loadgen.engine.model import Costs, Model
 from loadgen.engine.process import Process
 from tests.integration.loadgen.engine.simulated import HELD, Client, in_background, simulated
@@ -253,10 +254,21 @@ async def test_faults_are_added_listed_and_removed_at_run_time() -> None:
     assert (shown["id"], shown["active"], shown["status"]) == (1, True, 503)
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "9" * 5000, "x", "1.0", "%C2%B2", "\u0661"])
+async def test_a_fault_that_is_not_there_cannot_be_removed(number: str) -> None:
+    async with simulated() as client, administered(client) as url:
+        client.process.inject(Fault(Kind.GZIP))
+        async with client.session.delete(URL(f"{url}/faults/{number}", encoded="%" in number)) as response:
+            assert response.status == 404
+            assert "there is no fault" in (await response.json())["error"]
+
+
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
         (b"{", "the body is not JSON"),
+        (b"[" * 100_000, "the body is not JSON"),
+        (b'{"kind": "stall", "seconds": 1e999}', "seconds is inf; it must be 1e+06 at most"),
         (b"[]", "the body is not an object"),
         (b"{}", "kind is missing"),
         (b'{"kind": "cut", "tokens": -1}', "tokens is -1"),
@@ -295,6 +307,8 @@ def test_a_taken_port_is_a_clear_error(capsys: pytest.CaptureFixture[str]) -> No
     ("arguments", "words"),
     [
         (["--fault", "fire"], "kind is 'fire'"),
+        (["--port", "65536"], "65536 is not a port: give a whole number from 0 to 65535"),
+        (["--admin-port", "-1"], "-1 is not a port"),
         (["--cache-label", "x"], "--cache-label 'x' is not NAME=VALUE"),
         (["--cache-label", "a-b=1"], "is not NAME=VALUE"),
         (["--lora-modules", "tiny"], "give distinct names"),

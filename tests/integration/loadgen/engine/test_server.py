@@ -187,6 +187,43 @@ async def test_refusals_have_vllms_status_and_body() -> None:
     assert plain == 400
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/embeddings",
+        "/rerank",
+        "/tokenize",
+    ],
+)
+async def test_half_of_a_surrogate_pair_is_refused(path: str) -> None:
+    async with (
+        simulated() as client,
+        client.session.post(
+            client.url + path,
+            data=b'{"model": "\\ud800", "prompt": "x"}',
+            headers={"content-type": "application/json"},
+        ) as response,
+    ):
+        assert response.status == 400
+        assert "unicode" in await response.text()
+
+
+async def test_a_whole_surrogate_pair_is_text() -> None:
+    async with (
+        simulated() as client,
+        client.session.post(
+            client.url + "/tokenize",
+            data=b'{"prompt": "\\ud83d\\ude00"}',
+            headers={"content-type": "application/json"},
+        ) as response,
+    ):
+        assert response.status == 200
+
+
 async def test_a_full_queue_is_refused_with_503_and_counted() -> None:
     async with simulated(max_queued_requests=1, costs=HELD) as client:
         first = client.begin()

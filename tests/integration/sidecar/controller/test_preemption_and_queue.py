@@ -314,15 +314,15 @@ async def test_a_wait_in_the_queue_does_not_count_as_silence_of_the_engine(
         await until(lambda: len(engine.received) == 2)
         waits = asyncio.ensure_future(ask(sidecar, request(key="e-key")))
         await until(lambda: len(sidecar.control.queue) == 1)
-        (guest,) = [each for each in sidecar.manager.connections if isinstance(each._exchange, Waiting)]
+        (waiting,) = [each for each in sidecar.manager.connections if isinstance(each._exchange, Waiting)]
         now = sidecar.telemetry.clock()
-        guest.sweep(now + 55.0)  # its deadline comes after that
+        waiting.sweep(now + 55.0)  # its deadline comes after that
         assert not waits.done()
         assert len(sidecar.control.queue) == 1
         go_on.set()
         assert [answer.status for answer in await asyncio.gather(*running)] == [200, 200]
         await until(lambda: len(engine.received) == 3)
-        guest.sweep(now + 50.0)  # the engine has had the request for less
+        waiting.sweep(now + 50.0)  # the engine has had the request for less
         last.set()
         assert (await waits).status == 200
         assert is_whole(sidecar)

@@ -706,7 +706,7 @@ async def test_the_other_engine_stops_when_the_client_leaves(
             await until(lambda: len(second.received) == 1)
         await asyncio.wait_for(second.aborted.wait(), 2)
         await until(lambda: received(there) == {"client_gone": 1})
-        await until(lambda: there.control.guests.sequences == 0)
+        await until(lambda: there.control.peer_accounts.sequences == 0)
         await filled.free()
 
 

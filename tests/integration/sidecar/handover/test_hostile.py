@@ -52,7 +52,7 @@ async def nothing_happened(sidecar: Sidecar, engine: FakeEngine, rejected: int) 
     port = port_of(sidecar)
     await until(lambda: not port.unproven and not port.proven)
     assert engine.received == engine.heard == []
-    assert sidecar.control.guests.sequences == 0
+    assert sidecar.control.peer_accounts.sequences == 0
     assert port.rejected == rejected
     page = (await admin(sidecar, "/metrics"))[1]
     assert f'tokenpool_peer_connections_rejected_total{{pool="chat"}} {rejected}.0' in page

@@ -134,7 +134,7 @@ async def test_a_cancelled_ask_leaves_the_queue_or_returns_its_room(
         first.send(Kind.CANCEL, (99).to_bytes(4))  # of an earlier ask
         first.send(Kind.CANCEL, ASK.number.to_bytes(4))
         await second.expect(Kind.OFFER)
-    await until(lambda: sidecar.control.guests.sequences == 0)
+    await until(lambda: sidecar.control.peer_accounts.sequences == 0)
     assert engine.received == []
 
 
@@ -144,11 +144,11 @@ async def test_room_is_kept_for_a_bounded_time(sidecar: Sidecar, engine: FakeEng
         await peer.join()
         peer.ask()
         await peer.expect(Kind.OFFER)
-        assert sidecar.control.guests.sequences == 1
+        assert sidecar.control.peer_accounts.sequences == 1
         port.sweep(port.clock() + HOLD_S / 2)
-        assert sidecar.control.guests.sequences == 1
+        assert sidecar.control.peer_accounts.sequences == 1
         port.sweep(port.clock() + HOLD_S + 0.1)
-        assert sidecar.control.guests.sequences == 0
+        assert sidecar.control.peer_accounts.sequences == 0
         assert port.unused == 1
         peer.send(Kind.DATA, BODY)  # it was on its way
         assert await peer.expect(Kind.LOST) == REFUSED  # so its sidecar finds another place for it
@@ -189,7 +189,7 @@ async def test_a_request_that_comes_with_its_ask_is_refused_without_room(
         send(second, AskFields(5, "elastic", False, 1, 100, 5000, brings_request=True))
         assert await second.expect(Kind.REFUSE) == (5).to_bytes(4)
         first.send(Kind.END, KEEP)
-        await until(lambda: sidecar.control.guests.sequences == 0)
+        await until(lambda: sidecar.control.peer_accounts.sequences == 0)
         send(second)  # the connection can still be used
         assert await second.expect(Kind.DATA) == fake.unary()
         second.send(Kind.END, KEEP)
@@ -210,7 +210,7 @@ async def test_a_long_request_that_is_refused_is_ignored_to_its_end(
         second.writer.write(header(Kind.DATA, len(BODY)) + BODY[:10])
         assert await second.expect(Kind.REFUSE) == BRINGS.number.to_bytes(4)
         first.send(Kind.END, KEEP)
-        await until(lambda: sidecar.control.guests.sequences == 0)
+        await until(lambda: sidecar.control.peer_accounts.sequences == 0)
         second.writer.write(BODY[10:])
         send(second)
         assert await second.expect(Kind.DATA) == fake.unary()
@@ -240,9 +240,9 @@ async def test_the_room_of_a_request_that_does_not_follow_its_ask_is_kept_for_a_
     async with peer_of(sidecar) as peer:
         await peer.join()
         peer.ask(BRINGS)
-        await until(lambda: sidecar.control.guests.sequences == 1)
+        await until(lambda: sidecar.control.peer_accounts.sequences == 1)
         port.sweep(port.clock() + HOLD_S + 0.1)
-        assert sidecar.control.guests.sequences == 0
+        assert sidecar.control.peer_accounts.sequences == 0
         found = await peer.read()
         while found.kind is Kind.OFFER:
             found = await peer.read()
@@ -259,7 +259,7 @@ async def test_the_engine_stops_when_the_other_sidecar_is_gone(sidecar: Sidecar,
         await until(lambda: len(engine.received) == 1)
     await asyncio.wait_for(engine.aborted.wait(), 2)
     await until(lambda: received(sidecar) == {"client_gone": 1})
-    assert sidecar.control.guests.sequences == 0
+    assert sidecar.control.peer_accounts.sequences == 0
 
 
 async def test_an_engine_without_a_connection_cannot_have_begun(
@@ -275,7 +275,7 @@ async def test_an_engine_without_a_connection_cannot_have_begun(
             assert await peer.expect(Kind.LOST) == REFUSED
             assert await peer.is_closed()
         assert received(sidecar) == {"upstream_error": 1}
-        assert sidecar.control.guests.sequences == 0
+        assert sidecar.control.peer_accounts.sequences == 0
         assert not sidecar.engine.is_up
         sidecar.controller.engine_changed()  # its metrics page may be read before its health
         async with peer_of(sidecar) as peer:  # no other request comes before the next health check
@@ -343,9 +343,9 @@ async def test_a_request_without_progress_ends(sidecar: Sidecar, engine: FakeEng
         await run(peer)
         await peer.expect(Kind.DATA)
         port.sweep(port.clock() + limit - 5)
-        assert sidecar.control.guests.sequences == 1
+        assert sidecar.control.peer_accounts.sequences == 1
         port.sweep(port.clock() + limit + 5)  # the other sidecar is paused, and does not end it
-        assert sidecar.control.guests.sequences == 0
+        assert sidecar.control.peer_accounts.sequences == 0
         assert await peer.is_closed()
 
 

@@ -87,10 +87,10 @@ async def test_a_discovery_document_may_be_missing_or_no_json() -> None:
         assert "openid-configuration answers 404" in str(case.source.problem)
         server.pages["/.well-known/openid-configuration"] = b"[]"
         await case.source.read()
-        assert "is no JSON object" in str(case.source.problem)
+        assert "is not a JSON object" in str(case.source.problem)
         server.pages["/.well-known/openid-configuration"] = b"<html>"
         await case.source.read()
-        assert "is no JSON object" in str(case.source.problem)
+        assert "is not a JSON object" in str(case.source.problem)
 
 
 async def test_the_token_of_the_sidecar_is_sent_and_read_anew(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def has_no_keys(server: KeyServer) -> None:
         (answers_500, "answers 500"),
         (redirects, "answers 302"),
         (is_too_long, f"has more than {MOST_DOCUMENT_BYTES} bytes"),
-        (is_no_key_set, "it is no JSON document"),
+        (is_no_key_set, "it is not a JSON document"),
         (has_no_keys, "none of its 0 keys"),
     ],
 )

@@ -446,14 +446,14 @@ messages = st.fixed_dictionaries(
     {},
     optional={
         name: st.builds(
-            lambda runs, bound, wanted, spent, borrowed, tokens, urgent, is_last, limit: LeaseRequest(
+            lambda runs, bound, wanted, spent, free_tokens, tokens, urgent, is_last, limit: LeaseRequest(
                 *(runs * 50.0, runs, bound * 50.0, bound, wanted * 50.0, wanted),
                 *(float(spent), float(tokens), urgent),
                 demand=(float(spent), wanted * 50.0, wanted),
                 floor=(float(tokens), 50.0, runs),
                 is_last=is_last,
                 idle_limit=limit,
-                tokens_borrowed=float(borrowed),
+                tokens_borrowed=float(free_tokens),
             ),
             amounts,
             amounts,

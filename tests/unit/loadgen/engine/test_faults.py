@@ -36,6 +36,8 @@ def test_a_fault_is_written_as_text_or_as_an_object() -> None:
         ("", "kind is ''"),
         ("delay:status=500", "status is not a field of delay; its fields are at_s, for_s, path, seconds"),
         ("stall:path=/v1", "path is not a field of stall; its fields are at_s, seconds"),
+        ("stall:seconds=1e999", "seconds is inf; it must be 1e+06 at most"),
+        ("restart:at_s=2e6", "at_s is 2000000.0; it must be 1e+06 at most"),
         ("delay:seconds", "'seconds' in 'delay:seconds' is not name=value"),
         ("delay:seconds=soon", "seconds is 'soon'; it must be a number"),
         ("delay:seconds=-1", "seconds is -1.0; it must be 0 or more"),

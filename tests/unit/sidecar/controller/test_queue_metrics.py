@@ -19,21 +19,21 @@ def samples(queue: AdmissionQueue) -> dict[tuple[str, ...], float]:
     return {(each.name, *each.labels.values()): each.value for each in found if each.value}
 
 
-def pending(tier: Tier, *, is_guest: bool = False) -> PendingRequest:
-    owner = account(name=f"{tier.value}{is_guest}", tier=tier)
-    return PendingRequest(owner, ASK, cost(), 0.0, longest_wait_s=9.0, is_guest=is_guest)
+def pending(tier: Tier, *, is_of_peer: bool = False) -> PendingRequest:
+    owner = account(name=f"{tier.value}{is_of_peer}", tier=tier)
+    return PendingRequest(owner, ASK, cost(), 0.0, longest_wait_s=9.0, is_of_peer=is_of_peer)
 
 
 def test_the_length_and_the_waits_of_each_tier_are_exposed() -> None:
     queue = AdmissionQueue(QueueSettings())
-    gold, elastic, guest = (
+    gold, elastic, peer_request = (
         pending(Tier.GUARANTEED),
         pending(Tier.ELASTIC),
-        pending(Tier.ELASTIC, is_guest=True),
+        pending(Tier.ELASTIC, is_of_peer=True),
     )
     queue.enter_for_lease(gold, 0.0, 9.0)
     queue.enter(elastic, 0.0, WaitsFor.ENGINE)
-    queue.enter(guest, 0.0, WaitsFor.ENGINE)
+    queue.enter(peer_request, 0.0, WaitsFor.ENGINE)
     assert samples(queue) == {
         ("tokenpool_queue_length", "guaranteed", "lease"): 1,
         ("tokenpool_queue_length", "elastic", "room"): 1,
@@ -42,7 +42,7 @@ def test_the_length_and_the_waits_of_each_tier_are_exposed() -> None:
     }
     queue.leave(gold, 0.5)
     queue.leave(elastic, 2.0)
-    queue.leave(guest, 3.0)
+    queue.leave(peer_request, 3.0)
     assert samples(queue) == {
         ("tokenpool_queue_waits_total", "elastic"): 1,
         ("tokenpool_queue_wait_seconds_total", "elastic"): 2.0,

@@ -205,4 +205,4 @@ async def _check(slots: int, steps: list[tuple[str, int]], requests: int, cancel
         elif exchange.ends == ["served"]:
             assert begun == whole
     both.close()
-    assert both.control.guests.sequences == 0
+    assert both.control.peer_accounts.sequences == 0

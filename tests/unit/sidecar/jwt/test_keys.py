@@ -59,14 +59,14 @@ def test_a_key_that_cannot_check_signatures_is_left_out(key: Any) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no JSON"),
-        (b"\xff", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
+        (b"", "not a JSON document"),
+        (b"\xff", "not a JSON document"),
+        (b"[" * 100_000, "not a JSON document"),
         (b"[]", "no list"),
         (b'{"keys": {}}', "no list"),
         (b'{"keys": []}', "none of its 0 keys"),
         (json.dumps({"keys": [GOOD] * (MOST_KEYS + 1)}).encode(), "more than 100"),
-        (b"<html>login</html>", "no JSON"),
+        (b"<html>login</html>", "not a JSON document"),
     ],
 )
 def test_a_document_that_is_no_key_set_changes_nothing(content: bytes, reason: str) -> None:

@@ -172,60 +172,60 @@ def test_hold_enough_adds_one_request_and_returns_the_added_tokens() -> None:
     assert owner.hold_enough(cost(tokens=100, kv_tokens=112)) == 0
 
 
-def test_a_loan_goes_back_as_soon_as_the_lease_is_enough() -> None:
+def test_free_capacity_goes_back_as_soon_as_the_lease_is_enough() -> None:
     ledger, tenant = Ledger(), leased(Amount(100, 1000, 1), tokens=100.0)
     own = ledger.reserve(tenant, ASK, cost(), 0.0)
-    tenant.borrow(cost())
+    tenant.use_free_capacity(cost())
     assert tenant.limit == Amount(100, 1000, 2)
-    assert (tenant.bucket.level, tenant.meter.borrowed) == (100, 100)
-    lent = ledger.reserve(tenant, ASK, cost(), 0.0)
-    assert tenant.take_borrowed()
-    assert not tenant.take_borrowed()
+    assert (tenant.bucket.level, tenant.meter.free_tokens) == (100, 100)
+    free_used = ledger.reserve(tenant, ASK, cost(), 0.0)
+    assert tenant.take_free_use()
+    assert not tenant.take_free_use()
     ledger.settle(own, USED, Ending.FINISHED, 1.0)
-    assert (tenant.limit, tenant.lent) == (Amount(100, 1000, 1), NOTHING)
-    ledger.settle(lent, USED, Ending.FINISHED, 1.0)
-    assert (tenant.limit, tenant.lent) == (Amount(100, 1000, 1), NOTHING)
-    assert tenant.meter.borrowed == 100  # its tokens were spent
+    assert (tenant.limit, tenant.free_used) == (Amount(100, 1000, 1), NOTHING)
+    ledger.settle(free_used, USED, Ending.FINISHED, 1.0)
+    assert (tenant.limit, tenant.free_used) == (Amount(100, 1000, 1), NOTHING)
+    assert tenant.meter.free_tokens == 100  # its tokens were spent
 
 
-def test_a_loan_above_a_lowered_limit_lasts_no_longer_than_the_use() -> None:
-    """A new request then borrows what is in use beyond the limit, too."""
+def test_free_capacity_above_a_lowered_limit_lasts_no_longer_than_the_use() -> None:
+    """A new request then takes free capacity for the use beyond the limit, too."""
     ledger, tenant = Ledger(), leased(Amount(100, 1000, 4), tokens=1000.0)
     running = [ledger.reserve(tenant, ASK, cost(), 0.0) for _ in range(3)]
     tenant.set_lease(Amount(100, 0, 0), NOTHING, 1000.0)
-    tenant.borrow(cost())
+    tenant.use_free_capacity(cost())
     running.append(ledger.reserve(tenant, ASK, cost(), 0.0))
-    assert tenant.take_borrowed()
+    assert tenant.take_free_use()
     for ticket in reversed(running):
         assert tenant.limit.concurrency == tenant.concurrency_in_use
         ledger.settle(ticket, USED, Ending.FINISHED, 1.0)
-    assert (tenant.limit, tenant.lent) == (Amount(100, 0, 0), NOTHING)
+    assert (tenant.limit, tenant.free_used) == (Amount(100, 0, 0), NOTHING)
 
 
-def test_only_what_a_lease_lacks_is_borrowed() -> None:
+def test_only_what_a_lease_lacks_is_taken_from_free_capacity() -> None:
     tenant = leased(Amount(100, 1000, 4), tokens=40.0)
-    tenant.borrow(cost())
-    assert (tenant.limit, tenant.lent) == (Amount(100, 1000, 4), NOTHING)
-    assert (tenant.bucket.level, tenant.meter.borrowed) == (100, 60)
+    tenant.use_free_capacity(cost())
+    assert (tenant.limit, tenant.free_used) == (Amount(100, 1000, 4), NOTHING)
+    assert (tenant.bucket.level, tenant.meter.free_tokens) == (100, 60)
 
 
-def test_the_loan_of_a_request_that_does_not_run_goes_back_as_a_whole() -> None:
+def test_the_free_capacity_of_a_request_that_does_not_run_goes_back_as_a_whole() -> None:
     tenant = leased(Amount(100, 50, 0), tokens=-30.0)
-    tenant.borrow(cost())
-    tenant.return_loan()
-    assert (tenant.limit, tenant.lent) == (Amount(100, 50, 0), NOTHING)
-    assert (tenant.bucket.level, tenant.meter.borrowed) == (-30, 0)
-    tenant.return_loan()
+    tenant.use_free_capacity(cost())
+    tenant.return_free_capacity()
+    assert (tenant.limit, tenant.free_used) == (Amount(100, 50, 0), NOTHING)
+    assert (tenant.bucket.level, tenant.meter.free_tokens) == (-30, 0)
+    tenant.return_free_capacity()
     assert (tenant.limit, tenant.bucket.level) == (Amount(100, 50, 0), -30)
 
 
 @pytest.mark.parametrize("source", ["planner", "lease", "share", "expiry"])
-def test_new_limits_have_no_part_that_is_lent(source: str) -> None:
-    """A request that borrowed before them takes nothing from them at its end."""
+def test_new_limits_have_no_part_from_free_capacity(source: str) -> None:
+    """A request that used free capacity before them takes nothing from them at its end."""
     ledger, tenant, new = Ledger(), leased(Amount(100, 1000, 0), tokens=100.0), Amount(100, 2000, 4)
-    tenant.borrow(cost())
+    tenant.use_free_capacity(cost())
     ticket = ledger.reserve(tenant, ASK, cost(), 0.0)
-    tenant.take_borrowed()
+    tenant.take_free_use()
     if source == "planner":
         tenant.set_limits(new, NOTHING, 0.0, 0.0)
     elif source == "lease":
@@ -240,7 +240,7 @@ def test_new_limits_have_no_part_that_is_lent(source: str) -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 3), st.integers(1, 500)), max_size=30), st.randoms())
-def test_after_any_loans_the_lease_is_as_granted(
+def test_after_any_use_of_free_capacity_the_lease_is_as_granted(
     requests: list[tuple[bool, int, int]], random: Random
 ) -> None:
     granted = Amount(100, 300, 2)
@@ -248,27 +248,27 @@ def test_after_any_loans_the_lease_is_as_granted(
     running: list[Ticket] = []
     for runs, sequences, tokens in requests:
         asked = cost(tokens=tokens, kv_tokens=tokens, sequences=sequences)
-        tenant.borrow(asked)
+        tenant.use_free_capacity(asked)
         assert tenant.missing(asked) == (0, 0, 0)
         if runs:
             ticket = ledger.reserve(tenant, ASK, asked, 0.0)
-            tenant.take_borrowed()
+            tenant.take_free_use()
             running.append(ticket)
         else:
-            tenant.return_loan()
+            tenant.return_free_capacity()
         if running and random.random() < 0.4:
             ledger.settle(running.pop(random.randrange(len(running))), USED, Ending.FINISHED, 1.0)
         assert granted.fits(tenant.limit)
     for ticket in running:
         ledger.settle(ticket, USED, Ending.FINISHED, 1.0)
-    assert (tenant.limit, tenant.lent) == (granted, NOTHING)
+    assert (tenant.limit, tenant.free_used) == (granted, NOTHING)
 
 
 @pytest.mark.parametrize(
     ("sequences_elsewhere", "kv_elsewhere", "is_below"),
     [(0, 0, True), (3, 0, True), (4, 0, False), (0, 888, True), (0, 889, False)],
 )
-def test_a_loan_stays_within_the_ceiling_of_the_whole_pool(
+def test_free_capacity_stays_within_the_ceiling_of_the_whole_pool(
     sequences_elsewhere: float, kv_elsewhere: float, is_below: bool
 ) -> None:
     tenant = leased(Amount(100, 0, 0), tokens=100.0, ceiling=Amount(math.inf, 1000, 4))
@@ -296,12 +296,12 @@ def test_sidecars_that_do_not_know_of_each_other_stay_within_a_ceiling_together(
     for tenant in tenants:
         tenant.set_pool(PoolView(Amount(100, 1e6, 3), 100))
         while tenant.is_below_ceiling(cost(), sidecars=3):
-            tenant.borrow(cost())
+            tenant.use_free_capacity(cost())
             tenant.hold(112, 1, 0.0)
     assert [tenant.concurrency_in_use for tenant in tenants] == [2, 2, 2]  # and three by leases: nine in all
 
 
-def test_a_limit_at_the_ceiling_is_not_exceeded_by_loans() -> None:
+def test_a_limit_at_the_ceiling_is_not_exceeded_on_free_capacity() -> None:
     """The use elsewhere may be known late. Then the leases bound it exactly."""
     tenant = leased(Amount(100, 1000, 1), tokens=100.0, ceiling=Amount(math.inf, math.inf, 1))
     assert tenant.is_below_ceiling(cost())

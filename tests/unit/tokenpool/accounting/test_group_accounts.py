@@ -128,14 +128,14 @@ def test_the_end_of_a_request_serves_a_waiting_request_of_another_member() -> No
     assert isinstance(outcome, Ticket)
 
 
-def test_an_idle_engine_lends_no_room_beyond_the_ceiling_of_a_group() -> None:
+def test_an_idle_engine_gives_no_room_beyond_the_ceiling_of_a_group() -> None:
     accounts, _ = tree([Group("g", "pool", ceiling=sequences(2))], a="g", b="g")
     for each in accounts.values():
         each.set_limits(Amount(PLENTY.tokens_per_second, PLENTY.kv_tokens, 1), Amount(), 0.0, 0.0)
     control = AdmissionControl(0.0, AdmissionQueue(QueueSettings(0.0, 0.0, 0.0)))
     control.engine_changed(ROOM, 0.0)
     outcomes = [control.offer(accounts["a"], ASK, cost(), 0.0) for _ in range(3)]
-    assert [type(each) for each in outcomes] == [Ticket, Ticket, Shed]  # the second one is lent
+    assert [type(each) for each in outcomes] == [Ticket, Ticket, Shed]  # the second one uses free capacity
 
 
 def test_a_spot_member_of_a_full_group_is_refused() -> None:

@@ -96,22 +96,22 @@ def test_tiers_come_first_then_deadlines() -> None:
     assert counts == [(1, 0, 0.1), (3, 0, 0.75), (1, 0, 0.3)]
 
 
-def test_waits_are_counted_by_tier_and_guests_by_themselves() -> None:
+def test_waits_are_counted_by_tier_and_peer_requests_by_themselves() -> None:
     made = Tries()
     queue, tenant = made.queue, account(name="e", tier=Tier.ELASTIC)
     own = PendingRequest(tenant, ASK, cost(), 0.0, longest_wait_s=1.0)
-    guest = PendingRequest(account(name="x"), ASK, cost(), 0.0, longest_wait_s=1.0, is_guest=True)
-    for pending in (own, guest):
+    peer_request = PendingRequest(account(name="x"), ASK, cost(), 0.0, longest_wait_s=1.0, is_of_peer=True)
+    for pending in (own, peer_request):
         queue.enter(pending, 0.0, ENGINE)
     assert [each.under_way for each in queue.room_waits.values()] == [0, 1, 0]
-    assert [each.under_way for each in queue.guest_waits.values()] == [0, 1, 0]
+    assert [each.under_way for each in queue.peer_waits.values()] == [0, 1, 0]
     queue.leave(own, 0.25)
     queue.enter_for_lease(own, 0.25, 1.0)
-    queue.leave(guest, 0.5)
+    queue.leave(peer_request, 0.5)
     assert [each.under_way for each in queue.lease_waits.values()] == [0, 1, 0]
     queue.leave(own, 0.75)
     queue.leave(own, 0.9)  # nothing is counted twice
-    for waits, seconds in ((queue.room_waits, 0.25), (queue.lease_waits, 0.5), (queue.guest_waits, 0.5)):
+    for waits, seconds in ((queue.room_waits, 0.25), (queue.lease_waits, 0.5), (queue.peer_waits, 0.5)):
         assert (waits[Tier.ELASTIC].count, waits[Tier.ELASTIC].under_way, waits[Tier.ELASTIC].seconds) == (
             1,
             0,
@@ -123,9 +123,9 @@ def test_waits_are_counted_by_tier_and_guests_by_themselves() -> None:
 def in_queue(
     queue: AdmissionQueue, tenant: Account, longest_wait_s: float, sequences: int = 1, kv_tokens: int = 112
 ) -> PendingRequest:
-    """A guest that waits for the engine."""
+    """A peer request that waits for the engine."""
     size = cost(sequences=sequences, kv_tokens=kv_tokens)
-    made = PendingRequest(tenant, ASK, size, 0.0, longest_wait_s=longest_wait_s, is_guest=True)
+    made = PendingRequest(tenant, ASK, size, 0.0, longest_wait_s=longest_wait_s, is_of_peer=True)
     queue.enter(made, 0.0, ENGINE)
     return made
 
@@ -145,15 +145,15 @@ def tried(queue: AdmissionQueue, now: float, free: Amount) -> list[PendingReques
     return found
 
 
-def test_guests_are_tried_by_deadline_whatever_their_order_of_arrival() -> None:
-    queue, tenant = AdmissionQueue(QueueSettings()), account(name="guests")
+def test_peer_requests_are_tried_by_deadline_whatever_their_order_of_arrival() -> None:
+    queue, tenant = AdmissionQueue(QueueSettings()), account(name="peers")
     late, soon = in_queue(queue, tenant, 9.0), in_queue(queue, tenant, 3.0)
     assert tried(queue, 0.1, Amount(0.0, 1e6, 2)) == [soon, late]
     assert (len(queue), queue.waiting_for_engine) == (0, 0)
 
 
 def test_a_request_that_does_not_fit_delays_no_smaller_ones_of_others() -> None:
-    queue, tenant = AdmissionQueue(QueueSettings()), account(name="guests")
+    queue, tenant = AdmissionQueue(QueueSettings()), account(name="peers")
     large = in_queue(queue, tenant, 1.0, sequences=4)
     too_large = in_queue(queue, tenant, 2.0, sequences=4)
     small, last = in_queue(queue, tenant, 3.0), in_queue(queue, tenant, 4.0)
@@ -164,7 +164,7 @@ def test_a_request_that_does_not_fit_delays_no_smaller_ones_of_others() -> None:
 
 
 def test_a_request_with_too_many_kv_tokens_delays_no_smaller_ones_of_others() -> None:
-    queue, tenant = AdmissionQueue(QueueSettings()), account(name="guests")
+    queue, tenant = AdmissionQueue(QueueSettings()), account(name="peers")
     large, as_large = (in_queue(queue, tenant, wait_s, kv_tokens=1000) for wait_s in (1.0, 2.0))
     small = in_queue(queue, tenant, 3.0, sequences=2, kv_tokens=500)
     assert tried(queue, 0.1, Amount(0.0, 600.0, 8)) == [large, small]
@@ -201,10 +201,10 @@ def test_no_request_that_fits_keeps_waiting(sizes: list[tuple[int, int, int]], s
         assert pending.has_left or size.sequences > left.concurrency or size.kv_tokens > left.kv_tokens
 
 
-def test_the_guests_of_one_account_are_bounded_and_take_no_place_of_an_entitlement() -> None:
-    queue, tenant = AdmissionQueue(QueueSettings()), account(name="guests")
+def test_the_peer_requests_of_one_account_are_bounded_and_take_no_place_of_an_entitlement() -> None:
+    queue, tenant = AdmissionQueue(QueueSettings()), account(name="peers")
     waiting = [in_queue(queue, tenant, 9.0) for _ in range(MOST_WAITING)]
-    another = PendingRequest(tenant, ASK, cost(), 0.0, longest_wait_s=9.0, is_guest=True)
+    another = PendingRequest(tenant, ASK, cost(), 0.0, longest_wait_s=9.0, is_of_peer=True)
     assert not queue.may_wait(another, 0.0, 0.0, needs_engine=True)
     own = PendingRequest(account(name="own"), ASK, cost(), 0.0, longest_wait_s=9.0)
     queue.enter(own, 0.0, ENGINE)

@@ -23,7 +23,7 @@ from tokenpool.amounts import NOTHING, Amount
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.capacity.slo_controller import WINDOW_S
 from tokenpool.control.admission_control import AdmissionControl
-from tokenpool.control.guests import guest_cost
+from tokenpool.control.peer_accounts import peer_cost
 from tokenpool.entitlements import Entitlement, Pricing, Slo, Tier
 from tokenpool.leases.leases import Leases
 from tokenpool.leases.messages import RECLAIM, Limit, Message, Push
@@ -94,7 +94,7 @@ def assert_is_empty(control: AdmissionControl) -> None:
     assert not control.preemption.ending
     assert control.wakes_at() == math.inf
     assert not control.has_effects
-    assert (ledger.away, control.guests.sequences) == (0, 0)
+    assert (ledger.away, control.peer_accounts.sequences) == (0, 0)
     assert control.placement is None or not (control.placement.asks or control.placement.sent)
 
 
@@ -531,13 +531,13 @@ TENANTS = (
     entitlement("f", weight=2.0),
     entitlement("s", Tier.SPOT),
 )
-GUESTS = [(Tier.GUARANTEED, False), (Tier.ELASTIC, False), (Tier.SPOT, False), (Tier.SPOT, True)]
+PEER_REQUESTS = [(Tier.GUARANTEED, False), (Tier.ELASTIC, False), (Tier.SPOT, False), (Tier.SPOT, True)]
 EVENTS = (
     ["offer"] * 5
     + ["settle"] * 3
     + ["withdraw", "perform", "first token", "room", "limits", "tick", "exchange"]
     + ["fail", "reclaim", "freed", "wake", "reload", "demand"]
-    + ["guest", "guest", "named", "offered", "offered", "refused"]
+    + ["peer", "peer", "named", "offered", "offered", "refused"]
 )
 WAITS_S = [0.0, 0.0, 0.001, 0.05, 0.3, 1.0, 4.0]
 STEPS = st.lists(
@@ -562,9 +562,11 @@ class Model:
         if has_peers:
             self.control.placement = Placement("s1")
         self.control.ledger.residence.value = 0.05
-        guests = self.control.guests
-        self.guests = [guests.account(tier, is_preemptible=each) for tier, each in GUESTS]
-        self.everyone = [*self.accounts.values(), *self.guests]
+        peer_accounts = self.control.peer_accounts
+        self.peer_accounts = [
+            peer_accounts.account(tier, is_preemptible=each) for tier, each in PEER_REQUESTS
+        ]
+        self.everyone = [*self.accounts.values(), *self.peer_accounts]
         self.asks: dict[PeerAsk, None] = {}
         """Asks that were sent and have no answer yet."""
         self.now = OPEN
@@ -586,11 +588,11 @@ class Model:
                 control.withdraw(gone, now)
         elif what == "perform":
             self.perform()
-        elif what == "guest":
-            tier, is_preemptible = GUESTS[which % len(GUESTS)]
+        elif what == "peer":
+            tier, is_preemptible = PEER_REQUESTS[which % len(PEER_REQUESTS)]
             self.note(
-                control.offer_guest(
-                    tier, guest_cost(1 + which % 2, 112), wait_s, now, is_preemptible=is_preemptible
+                control.offer_peer_request(
+                    tier, peer_cost(1 + which % 2, 112), wait_s, now, is_preemptible=is_preemptible
                 )
             )
         elif what == "named":
@@ -662,7 +664,7 @@ class Model:
         elif what in ("reclaim", "freed"):
             sidecar.sync.pushed(Push("s1", what, list(sidecar.accounts)[which % len(sidecar.accounts)]), now)
         elif what == "reload":
-            named = [each for each in self.everyone if each not in self.guests]
+            named = [each for each in self.everyone if each not in self.peer_accounts]
             kept = [each for number, each in enumerate(named) if number != which % 8]
             self.accounts = sidecar.accounts = {each.entitlement.name: each for each in kept}
             sidecar.sync.follow(self.accounts, now)
@@ -711,10 +713,10 @@ class Model:
         for each in self.everyone:
             own = [ticket for ticket in running if ticket.account is each]
             assert each.concurrency_in_use == sum(ticket.cost.sequences for ticket in own)
-            assert not each.has_borrowed  # no request uses the loan of another
-            assert each.lent == NOTHING or each.limit.at_most(each.lent) == each.lent
-            assert each.lent.concurrency <= each.concurrency_in_use
-            assert each.lent.kv_tokens <= each.kv_in_use
+            assert not each.uses_free_capacity  # no request uses the free capacity of another
+            assert each.free_used == NOTHING or each.limit.at_most(each.free_used) == each.free_used
+            assert each.free_used.concurrency <= each.concurrency_in_use
+            assert each.free_used.kv_tokens <= each.kv_in_use
         spot_here, ending = set(control.preemption.spot), set(control.preemption.ending)
         assert spot_here | ending == {each for each in here if each.account.is_spot}
         assert not spot_here & ending
@@ -737,7 +739,7 @@ class Model:
         for asking in placement.asks:
             assert not asking.has_left
             assert asking.waits_for is not WaitsFor.LEASE
-            assert asking.account not in self.guests  # one hop at most
+            assert asking.account not in self.peer_accounts  # one hop at most
 
     def end(self) -> None:
         """Without further events, all waits end in time. Then all running requests end."""

@@ -192,7 +192,7 @@ def test_what_ran_here_is_stated_also_if_it_came_from_another_replica() -> None:
     assert isinstance(ticket, Ticket)
     control.settle(ticket, SPENT, Ending.FINISHED, 1.0)
     before = control.stated_cache(1.0)
-    control.guest_computed(beginnings(ASK, 1024, 100), 2048, 2.0)
+    control.peer_request_computed(beginnings(ASK, 1024, 100), 2048, 2.0)
     after = control.stated_cache(2.0)
     assert "" != before != after
     control.forget_cache()

@@ -37,7 +37,7 @@ from tokenpool.admission.queue import QueueSettings
 from tokenpool.admission.rules import Shed
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.control.admission_control import AdmissionControl
-from tokenpool.control.guests import guest_cost
+from tokenpool.control.peer_accounts import peer_cost
 from tokenpool.entitlements import Tier
 from tokenpool.outcomes import Ending, Reason
 
@@ -122,10 +122,10 @@ def test_waiting_requests_continue_here_once_the_engine_is_back() -> None:
     assert cancelled_by_start_here(control, waiting) == asks
 
 
-def test_a_guest_does_not_wait_for_an_engine_that_is_down() -> None:
+def test_a_peer_request_does_not_wait_for_an_engine_that_is_down() -> None:
     control = with_peers(1)
     running = admitted(control, account())
-    waiting = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False)
+    waiting = control.offer_peer_request(Tier.ELASTIC, peer_cost(1, 112), 9.0, 0.0, is_preemptible=False)
     own = pending(control, account(name="b"))
     control.take_effects()
     control.engine_changed(replace(room(1), is_down=True), 0.1)

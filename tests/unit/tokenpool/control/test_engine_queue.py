@@ -79,7 +79,7 @@ def test_spot_waits_in_the_engine_only_if_no_other_replica_has_room() -> None:
     assert isinstance(outcome, Ticket)
 
 
-def test_a_guest_does_not_wait_in_the_engine() -> None:
+def test_a_peer_request_does_not_wait_in_the_engine() -> None:
     control = full(0.0, preemptible_queue=1.0)
-    outcome = control.offer_guest(Tier.SPOT, cost(), 0.0, 0.0, is_preemptible=True)
+    outcome = control.offer_peer_request(Tier.SPOT, cost(), 0.0, 0.0, is_preemptible=True)
     assert isinstance(outcome, Shed)

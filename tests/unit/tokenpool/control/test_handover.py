@@ -1,4 +1,4 @@
-"""Handover in the admission control: asks, offers, guests, and limits that bind only under contention."""
+"""Handover in the admission control: asks, offers, peer requests, limits that bind only under contention."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.admission.rules import Shed
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.control.admission_control import MOST_ASKING, MOST_SENT_BYTES, PLACE_S, AdmissionControl
-from tokenpool.control.guests import guest_cost
+from tokenpool.control.peer_accounts import peer_cost
 from tokenpool.entitlements import Tier
 from tokenpool.leases.messages import MOST_ROOM, Limit
 from tokenpool.outcomes import Ending, Reason
@@ -421,24 +421,24 @@ def test_an_engine_without_a_bound_states_a_number_that_can_be_added_up() -> Non
     assert control.stated_room().kv_tokens == MOST_ROOM
 
 
-def test_a_guest_takes_room_and_is_no_demand_of_anyone_here() -> None:
+def test_a_peer_request_takes_room_and_is_no_demand_of_anyone_here() -> None:
     control = with_peers(1)
-    ticket = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 0.0, 0.0, is_preemptible=False)
+    ticket = control.offer_peer_request(Tier.ELASTIC, peer_cost(1, 112), 0.0, 0.0, is_preemptible=False)
     assert isinstance(ticket, Ticket)
-    assert (control.ledger.concurrency_in_use, control.guests.sequences) == (1, 1)
+    assert (control.ledger.concurrency_in_use, control.peer_accounts.sequences) == (1, 1)
     assert control.ledger.spent == 0
     assert isinstance(offer(control, account()), PendingRequest)
     control.settle(ticket, SPENT, Ending.FINISHED, 1.0, reported=False)
-    assert control.guests.sequences == 0
+    assert control.peer_accounts.sequences == 0
 
 
-def test_a_guest_without_room_waits_as_long_as_it_may_and_is_not_passed_on() -> None:
+def test_a_peer_request_without_room_waits_as_long_as_it_may_and_is_not_passed_on() -> None:
     control = with_peers(1, FREE)
     admitted(control, account())
     asked(control)
-    refused = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 0.0, 0.0, is_preemptible=False)
+    refused = control.offer_peer_request(Tier.ELASTIC, peer_cost(1, 112), 0.0, 0.0, is_preemptible=False)
     assert isinstance(refused, Shed)
-    waiting = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False)
+    waiting = control.offer_peer_request(Tier.ELASTIC, peer_cost(1, 112), 9.0, 0.0, is_preemptible=False)
     assert isinstance(waiting, PendingRequest)
     assert asked(control) == []
     control.wake(9.0)
@@ -447,12 +447,12 @@ def test_a_guest_without_room_waits_as_long_as_it_may_and_is_not_passed_on() -> 
     assert isinstance(shed, Shed)
 
 
-def test_guests_and_own_requests_are_served_by_tier_and_deadline() -> None:
+def test_peer_requests_and_own_requests_are_served_by_tier_and_deadline() -> None:
     control = with_peers(1)
     running = admitted(control, account())
     own = pending(control, account(name="b"))
-    elastic = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 3.0, 0.0, is_preemptible=False)
-    guarantee = control.offer_guest(Tier.GUARANTEED, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False)
+    elastic = control.offer_peer_request(Tier.ELASTIC, peer_cost(1, 112), 3.0, 0.0, is_preemptible=False)
+    guarantee = control.offer_peer_request(Tier.GUARANTEED, peer_cost(1, 112), 9.0, 0.0, is_preemptible=False)
     order = [guarantee, elastic, own]
     for expected in order:
         control.settle(running, SPENT, Ending.FINISHED, 0.1)
@@ -462,11 +462,11 @@ def test_guests_and_own_requests_are_served_by_tier_and_deadline() -> None:
         running = ticket
 
 
-def test_a_large_guest_delays_no_smaller_guest_of_its_tier() -> None:
+def test_a_large_peer_request_delays_no_smaller_peer_request_of_its_tier() -> None:
     control = with_peers(2)
     first, second = admitted(control, account()), admitted(control, account())
-    large = control.offer_guest(Tier.ELASTIC, guest_cost(2, 112), 5.0, 0.0, is_preemptible=False)
-    small = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False)
+    large = control.offer_peer_request(Tier.ELASTIC, peer_cost(2, 112), 5.0, 0.0, is_preemptible=False)
+    small = control.offer_peer_request(Tier.ELASTIC, peer_cost(1, 112), 9.0, 0.0, is_preemptible=False)
     control.settle(first, SPENT, Ending.FINISHED, 0.1)
     ((decided, ticket),) = control.take_effects().decided
     assert decided is small
@@ -477,13 +477,13 @@ def test_a_large_guest_delays_no_smaller_guest_of_its_tier() -> None:
     assert decided is large
 
 
-def test_a_preemptible_guest_ends_for_a_guarantee_here() -> None:
+def test_a_preemptible_peer_request_ends_for_a_guarantee_here() -> None:
     control = with_peers(1)
-    kept = control.offer_guest(Tier.SPOT, guest_cost(1, 112), 0.0, 0.0, is_preemptible=True)
+    kept = control.offer_peer_request(Tier.SPOT, peer_cost(1, 112), 0.0, 0.0, is_preemptible=True)
     admitted(control, gold(), 0.1)
     assert control.take_effects().to_end == [kept]
     other = with_peers(1)
-    other.offer_guest(Tier.SPOT, guest_cost(1, 112), 0.0, 0.0, is_preemptible=False)
+    other.offer_peer_request(Tier.SPOT, peer_cost(1, 112), 0.0, 0.0, is_preemptible=False)
     admitted(other, gold(), 0.1)
     assert other.take_effects().to_end == []
 
@@ -494,7 +494,7 @@ def test_a_preemptible_guest_ends_for_a_guarantee_here() -> None:
 def test_a_lone_sidecar_admits_beyond_a_limit_while_its_engine_has_room() -> None:
     control, tenant = control_of(2), account(NONE_NOW)
     tickets = [admitted(control, tenant) for _ in range(2)]
-    assert all(ticket.is_borrowed for ticket in tickets)
+    assert all(ticket.uses_free_capacity for ticket in tickets)
     assert isinstance(offer(control, tenant), PendingRequest)
     for ticket in tickets:
         control.settle(ticket, SPENT, Ending.FINISHED, 1.0)
@@ -511,44 +511,44 @@ def test_a_lone_sidecar_keeps_free_room_for_those_who_wait_for_it() -> None:
     assert waiting.waits_for is WaitsFor.LIMIT
 
 
-def test_no_loan_exceeds_a_ceiling() -> None:
+def test_no_use_of_free_capacity_exceeds_a_ceiling() -> None:
     control, tenant = control_of(8), account(NONE_NOW, ceiling=Amount(math.inf, math.inf, 1))
     tenant.set_limits(NONE_NOW, NOTHING, 0.0, 0.0)
     admitted(control, tenant)
     assert pending(control, tenant).waits_for is WaitsFor.LIMIT
 
 
-def test_no_loan_exceeds_the_throughput_of_the_engine() -> None:
+def test_no_use_of_free_capacity_exceeds_the_throughput_of_the_engine() -> None:
     control, tenant = control_of(8), account(Amount(1.0, 1e6, 8))
     tenant.bucket.level = -50.0
     assert isinstance(offer(control, tenant), Shed)
-    control.lending.set_throughput(1000.0, 0.0)
+    control.free_capacity.set_throughput(1000.0, 0.0)
     ticket = admitted(control, tenant)
-    assert ticket.is_borrowed
-    assert tenant.meter.borrowed == 150  # what it lacks to pay for the request
+    assert ticket.uses_free_capacity
+    assert tenant.meter.free_tokens == 150  # what it lacks to pay for the request
 
 
-def test_an_engine_that_was_busy_for_long_lends_what_is_left_of_its_throughput() -> None:
+def test_an_engine_that_was_busy_for_long_gives_what_is_left_of_its_throughput() -> None:
     control, busy = control_of(8), account()
-    control.lending.set_throughput(1000.0, 0.0)
+    control.free_capacity.set_throughput(1000.0, 0.0)
     for tick in range(1, 101):
         for _ in range(2):  # 800 tokens per second
             control.settle(admitted(control, busy, tick / 4), SPENT, Ending.FINISHED, tick / 4)
-        control.lending.set_throughput(1000.0, tick / 4)
+        control.free_capacity.set_throughput(1000.0, tick / 4)
     tenant = account(Amount(1.0, 1e6, 8), name="b")
     tenant.bucket.level = 0.0
-    borrowed = 0
-    while isinstance(offer(control, tenant, 25.0), Ticket) and borrowed < 100:
-        borrowed += 1
+    admissions = 0
+    while isinstance(offer(control, tenant, 25.0), Ticket) and admissions < 100:
+        admissions += 1
         tenant.bucket.level = 0.0
         control.engine_changed(room(1000), 25.0)
-    assert borrowed in (8, 9, 10)  # the bucket has one second of throughput
+    assert admissions in (8, 9, 10)  # the bucket has one second of throughput
 
 
 def test_with_leases_a_request_is_admitted_at_once_while_every_claim_is_met() -> None:
     sidecar = Leased(entitlement(), terms=TERMS)
     ticket = admitted(sidecar.control, sidecar.accounts["a"], OPEN)
-    assert ticket.is_borrowed
+    assert ticket.uses_free_capacity
     sidecar.control.settle(ticket, SPENT, Ending.FINISHED, OPEN + 0.1)
     assert sidecar.accounts["a"].limit.concurrency == 0
 
@@ -558,14 +558,14 @@ def test_with_leases_a_request_waits_for_the_lease_store_while_others_want_more(
     assert pending(sidecar.control, sidecar.accounts["a"], OPEN).waits_for is WaitsFor.LEASE
 
 
-def test_a_request_behind_another_of_its_entitlement_keeps_no_loan() -> None:
+def test_a_request_behind_another_of_its_entitlement_keeps_no_free_capacity() -> None:
     sidecar = Leased(entitlement(), terms=TERMS, slots=1)
     control, tenant = sidecar.control, sidecar.accounts["a"]
     admitted(control, tenant, OPEN)
     held = tenant.limit
     for _ in range(3):
         pending(control, tenant, OPEN)
-        assert not tenant.has_borrowed
+        assert not tenant.uses_free_capacity
         assert tenant.limit == held
 
 
@@ -617,7 +617,7 @@ def test_a_request_beyond_its_limit_asks_others_once_the_lease_store_has_answere
     ((decided, ticket),) = effects.decided
     assert (decided, effects.to_cancel) == (waiting, [second])
     assert isinstance(ticket, Ticket)
-    assert ticket.is_borrowed
+    assert ticket.uses_free_capacity
     control.settle(ticket, SPENT, Ending.FINISHED, OPEN + 0.5)
     assert (tenant.limit.concurrency, tenant.concurrency_in_use) == (0, 0)
 
@@ -640,13 +640,13 @@ def test_a_request_beyond_its_limit_asks_nobody_without_tokens() -> None:
     assert not sidecar.control.has_effects
 
 
-def test_guests_beyond_their_limits_wait_behind_those_within() -> None:
+def test_peer_requests_beyond_their_limits_wait_behind_those_within() -> None:
     control = with_peers(1)
     running = admitted(control, account())
-    beyond = control.offer_guest(
-        Tier.GUARANTEED, guest_cost(1, 112), 1.0, 0.0, is_preemptible=False, standing=Standing.BEYOND
+    beyond = control.offer_peer_request(
+        Tier.GUARANTEED, peer_cost(1, 112), 1.0, 0.0, is_preemptible=False, standing=Standing.BEYOND
     )
-    within = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False)
+    within = control.offer_peer_request(Tier.ELASTIC, peer_cost(1, 112), 9.0, 0.0, is_preemptible=False)
     for expected in (within, beyond):
         control.settle(running, SPENT, Ending.FINISHED, 0.1)
         ((decided, ticket),) = control.take_effects().decided
@@ -664,26 +664,26 @@ def test_a_request_inside_its_guarantee_ends_spot_on_one_of_the_replicas_that_it
     assert [ask.standing for ask in asked(control)] == [Standing.ASSURED, Standing.WITHIN]
 
 
-def test_spot_ends_for_an_assured_guest_and_for_no_other() -> None:
+def test_spot_ends_for_an_assured_peer_request_and_for_no_other() -> None:
     control = with_peers(1)
     running = admitted(control, spot())
-    other = control.offer_guest(Tier.GUARANTEED, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False)
+    other = control.offer_peer_request(Tier.GUARANTEED, peer_cost(1, 112), 9.0, 0.0, is_preemptible=False)
     assert isinstance(other, PendingRequest)
     control.withdraw(other, 0.0)
-    assured = control.offer_guest(
-        Tier.GUARANTEED, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False, standing=Standing.ASSURED
+    assured = control.offer_peer_request(
+        Tier.GUARANTEED, peer_cost(1, 112), 9.0, 0.0, is_preemptible=False, standing=Standing.ASSURED
     )
     assert isinstance(assured, Ticket)
     assert control.take_effects().to_end == [running]
 
 
-def test_an_assured_guest_waits_where_nothing_is_preemptible() -> None:
+def test_an_assured_peer_request_waits_where_nothing_is_preemptible() -> None:
     control = with_peers(1)
     admitted(control, account())
-    guest = control.offer_guest(
-        Tier.GUARANTEED, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False, standing=Standing.ASSURED
+    peer_request = control.offer_peer_request(
+        Tier.GUARANTEED, peer_cost(1, 112), 9.0, 0.0, is_preemptible=False, standing=Standing.ASSURED
     )
-    assert isinstance(guest, PendingRequest)
+    assert isinstance(peer_request, PendingRequest)
 
 
 def test_a_backlog_beyond_limits_keeps_nobody_within_theirs_from_asking() -> None:
@@ -831,9 +831,11 @@ def test_an_unused_offer_says_nothing_about_the_time_of_requests() -> None:
     control = with_peers(4)
     control.settle(admitted(control, account()), SPENT, Ending.FINISHED, 10.0)
     before = control.ledger.residence.value
-    guest = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 1.0, 10.0, is_preemptible=False)
-    assert isinstance(guest, Ticket)
-    control.settle(guest, SPENT, Ending.CLIENT_GONE, 10.001, reported=False)
+    peer_request = control.offer_peer_request(
+        Tier.ELASTIC, peer_cost(1, 112), 1.0, 10.0, is_preemptible=False
+    )
+    assert isinstance(peer_request, Ticket)
+    control.settle(peer_request, SPENT, Ending.CLIENT_GONE, 10.001, reported=False)
     assert control.ledger.residence.value == before
 
 

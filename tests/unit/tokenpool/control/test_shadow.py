@@ -172,7 +172,7 @@ def test_a_limit_without_contention_does_not_bind_in_shadow_mode_either() -> Non
     tickets = [sent(control, tenant) for _ in range(8)]
 
     assert {each.verdict for each in tickets} == {ADMIT}
-    assert tickets[-1].is_borrowed
+    assert tickets[-1].uses_free_capacity
 
 
 def test_surplus_ends_on_the_record_on_which_it_began() -> None:
@@ -314,7 +314,7 @@ def test_no_request_waits_and_no_state_remains(
     assert (ledger.concurrency_in_use, ledger.kv_in_use) == (0, 0)
     assert (ledger.surplus_concurrency, ledger.surplus_kv) == (0, 0)
     assert (tenant.concurrency_in_use, shadow.concurrency_in_use, shadow.kv_in_use) == (0, 0, 0)
-    assert tenant.lent == NOTHING
+    assert tenant.free_used == NOTHING
     assert sum(shadow.decisions.values()) == len(steps)
 
 

@@ -115,7 +115,7 @@ class Sidecar:
         decision = admit(self.ledger, self.account, ASK, price, self.room, now)
         if isinstance(decision, Shed):
             return decision
-        decision.ticket.is_borrowed = self.account.take_borrowed()
+        decision.ticket.uses_free_capacity = self.account.take_free_use()
         return decision.ticket
 
     def settle(self, ticket: Ticket, now: float) -> None:
@@ -712,9 +712,9 @@ def test_while_nobody_else_wants_more_only_the_engines_room_bounds_a_request(
     assert made.leases.covers(made.account, ONE, OPEN + 0.2)
     ticket = made.admit(OPEN + 0.2)
     assert isinstance(ticket, Ticket)
-    assert made.account.limit.concurrency == 1  # borrowed
+    assert made.account.limit.concurrency == 1  # from free capacity
     made.settle(ticket, OPEN + 0.3)
-    assert made.account.limit.concurrency == 0  # a borrowed part of a lease ends with its request
+    assert made.account.limit.concurrency == 0  # free capacity goes back at the end of its request
 
 
 def test_a_ceiling_binds_whatever_is_free(lease_store: ReferenceLeaseStore) -> None:

@@ -151,13 +151,13 @@ def test_guarantees_shrink_in_proportion_when_capacity_cannot_carry_them() -> No
     assert shares["a"].limit.tokens_per_second == 600
 
 
-def test_an_idle_guarantee_is_lent_and_returned_at_once() -> None:
+def test_an_idle_guarantee_is_used_by_others_and_returned_at_once() -> None:
     owner = claim("owner", Tier.GUARANTEED, guarantee=Amount(500, 5000, 8))
     spot = claim("spot", Tier.SPOT, demand=CAPACITY * 2)
-    lent = allocate(CAPACITY, [owner, spot])
+    shares = allocate(CAPACITY, [owner, spot])
     back = allocate(CAPACITY, [replace(owner, demand=Amount(500, 5000, 8)), spot])
-    assert lent["spot"].allocation == CAPACITY
-    assert lent["owner"].limit == Amount(500, 5000, 8)
+    assert shares["spot"].allocation == CAPACITY
+    assert shares["owner"].limit == Amount(500, 5000, 8)
     assert back["spot"].allocation == Amount(500, 5000, 8)
 
 

@@ -146,7 +146,7 @@ def test_a_plan_is_a_function_of_its_input_in_any_order(
         assert -4 <= share.debt <= 4
 
 
-def test_grants_of_guarantees_are_lent_to_preemptible_spot() -> None:
+def test_grants_of_guarantees_go_to_preemptible_spot_too() -> None:
     unbounded = math.inf
     tenants = [
         entitlement("g", Tier.GUARANTEED, guarantee=Amount(500, 5000, 8)),
@@ -160,12 +160,15 @@ def test_grants_of_guarantees_are_lent_to_preemptible_spot() -> None:
         "t": Report(demand=CAPACITY * 2),
     }
     kept = plan(PlanInput(CAPACITY, not_preemptible(tenants), reports, {}, 0.25)).entitlements
-    lent = plan(PlanInput(CAPACITY, tenants, reports, {}, 0.25)).entitlements
+    extra = plan(PlanInput(CAPACITY, tenants, reports, {}, 0.25)).entitlements
     assert (kept["s"].limit.concurrency, kept["t"].limit.concurrency) == (5, 5)
-    assert (lent["s"].limit.concurrency, lent["t"].limit.concurrency) == (8, 8)  # together the whole capacity
-    assert lent["s"].limit.tokens_per_second == pytest.approx(kept["s"].limit.tokens_per_second + 200)
-    assert lent["s"].allocation == kept["s"].allocation
-    assert (lent["g"], lent["idle"]) == (kept["g"], kept["idle"])
+    assert (extra["s"].limit.concurrency, extra["t"].limit.concurrency) == (
+        8,
+        8,
+    )  # together the whole capacity
+    assert extra["s"].limit.tokens_per_second == pytest.approx(kept["s"].limit.tokens_per_second + 200)
+    assert extra["s"].allocation == kept["s"].allocation
+    assert (extra["g"], extra["idle"]) == (kept["g"], kept["idle"])
     reports["g"] = Report(demand=CAPACITY)
     tenants[0] = entitlement("g", Tier.GUARANTEED, guarantee=CAPACITY)
     full = plan(PlanInput(CAPACITY, tenants, reports, {}, 0.25)).entitlements
@@ -180,7 +183,7 @@ def not_preemptible(tenants: Sequence[Entitlement], *names: str) -> list[Entitle
     return [replace(t, preemptible=bool(names) and t.name not in names) for t in tenants]
 
 
-def test_of_two_spot_tenants_only_the_preemptible_one_gets_lent_capacity() -> None:
+def test_of_two_spot_tenants_only_the_preemptible_one_gets_unused_guarantees() -> None:
     tenants = [
         entitlement("g", Tier.GUARANTEED, guarantee=Amount(500, 5000, 8)),
         entitlement("s", Tier.SPOT),
@@ -200,7 +203,7 @@ def test_of_two_spot_tenants_only_the_preemptible_one_gets_lent_capacity() -> No
 def test_without_preemptible_spot_no_limit_exceeds_the_capacity(
     drawn: list[tuple[Tier, float, float, float]], data: st.DataObject
 ) -> None:
-    """Only preemptible spot gets lent capacity. No other limit depends on the flag."""
+    """Only preemptible spot gets unused guarantees. No other limit depends on the flag."""
     made, reports = [], {}
     for index, (tier, weight, demand, _) in enumerate(drawn):
         name = f"e{index}"
@@ -219,7 +222,7 @@ def test_without_preemptible_spot_no_limit_exceeds_the_capacity(
             assert before[one.name].limit.fits(after[one.name].limit)
 
 
-def test_only_guarantees_without_other_demand_are_lent() -> None:
+def test_only_guarantees_without_other_demand_go_to_spot() -> None:
     tenants = [
         entitlement("g", Tier.GUARANTEED, guarantee=Amount(250, 2500, 4)),
         entitlement("e", Tier.ELASTIC),
@@ -227,9 +230,9 @@ def test_only_guarantees_without_other_demand_are_lent() -> None:
     ]
     reports = {name: Report(demand=Amount(250, 2500, 4)) for name in "ge"} | {"s": Report(demand=CAPACITY)}
     kept = plan(PlanInput(CAPACITY, not_preemptible(tenants), reports, {}, 0.25)).entitlements["s"]
-    lent = plan(PlanInput(CAPACITY, tenants, reports, {}, 0.25)).entitlements["s"]
+    extra = plan(PlanInput(CAPACITY, tenants, reports, {}, 0.25)).entitlements["s"]
     assert (
-        lent.limit.concurrency == kept.limit.concurrency + 4
+        extra.limit.concurrency == kept.limit.concurrency + 4
     )  # not the four of elastic: no request is ended for them
     reports["e"] = Report(demand=CAPACITY)
     assert plan(PlanInput(CAPACITY, tenants, reports, {}, 0.25)).entitlements["s"].limit == Amount()

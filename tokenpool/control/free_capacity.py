@@ -1,8 +1,8 @@
-"""Lending: a lone sidecar lends room of its engine to requests beyond their limits. Pure.
+"""Free capacity of a lone sidecar: requests beyond their limits may use it. Pure.
 
-Without a lease store, the sidecar itself knows what no other request needs. With one, the store lends
-(``tokenpool.leases``). Throughput is lent from a bucket of the engine's whole throughput, like that of a pool
-in the lease store.
+Without a lease store, the sidecar itself knows the capacity that no other request needs. With one, the
+store's answers state it (``tokenpool.leases``). Free throughput is the level of a bucket that fills at the
+engine's whole throughput. The lease store has such a bucket for a pool.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tokenpool.leases.messages import POOL_BUCKET_S
 from tokenpool.pricing.cost import Cost
 
 
-class Lending:
-    """The lending of one lone sidecar. Its limits bind only while the engine's throughput is used."""
+class FreeCapacity:
+    """The free capacity of one lone sidecar. Limits bind only while the engine has none."""
 
     def __init__(self, ledger: Ledger, queue: AdmissionQueue, now: float) -> None:
         self._ledger = ledger
@@ -30,11 +30,11 @@ class Lending:
         self._spent_seen = 0.0
         """The part of ``ledger.spent`` that the bucket has paid."""
 
-    def borrow(self, account: Account, cost: Cost, room: EngineRoom, now: float) -> bool:
-        """Take room of the engine for one request beyond the limit of its account, while no request waits.
+    def use_free_capacity(self, account: Account, cost: Cost, room: EngineRoom, now: float) -> bool:
+        """Use free room of the engine for one request beyond the limit of its account.
 
-        Its ceiling and the limits of its groups must leave room for it. Returns whether the request may be
-        decided again.
+        No request may wait for the engine. The ceiling of its entitlement and the limits of its groups must
+        leave room for it. Returns whether the request may be decided again.
         """
         if self._queue.needs_engine or not account.is_below_ceiling(cost):
             return False
@@ -47,13 +47,13 @@ class Lending:
             or account.missing(cost).tokens > self._free_tokens(now)
         ):
             return False
-        account.borrow(cost)
+        account.use_free_capacity(cost)
         return True
 
     def set_throughput(self, tokens_per_second: float, now: float) -> None:
-        """Set the engine's throughput. Its unused part is lent beyond limits.
+        """Set the engine's throughput, in tokens per second. Its unused part is free.
 
-        Call it at each tick: a bucket that is charged late for a longer time would seem empty.
+        Call it at each tick. After a longer interval, the bucket would be charged late and seem empty.
         """
         self._free_tokens(now)
         self._bucket.resize(tokens_per_second, tokens_per_second * POOL_BUCKET_S, now)
@@ -61,7 +61,7 @@ class Lending:
     def _free_tokens(self, now: float) -> float:
         """The level of the bucket of the engine's whole throughput, in tokens."""
         bucket, spent = self._bucket, self._ledger.spent
-        bucket.refill(now)  # first, so that never more than the bucket is lent
+        bucket.refill(now)  # first, so that never more than the bucket holds is used
         bucket.add(self._spent_seen - spent)
         self._spent_seen = spent
         return bucket.level

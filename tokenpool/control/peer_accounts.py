@@ -1,9 +1,9 @@
-"""Guests: requests of other sidecars that run on the engine here, by handover. Pure.
+"""The accounts of peer requests: requests of peers that run on the engine here, by handover. Pure.
 
 The sidecar that received such a request keeps its ticket, its lease and its settlement. Here the request only
 takes room on the engine. So it belongs to an account without limits. There is one for each tier and standing,
 because the assured part differs. No planner, page or metric of entitlements includes them. In the admission
-queue each guest has a line of its own.
+queue each peer request has a line of its own.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tokenpool.pricing.cost import Ask, Cost
 
 UNLIMITED = Amount(math.inf, math.inf, math.inf)
 ASSURED = Amount(math.inf, 0.0, math.inf)
-"""The assured part of such a guest: slots of preemptible requests, and no KV cache beyond the free part."""
-GUEST_ASK = Ask()
+"""The assured part of such a request: slots of preemptible requests, and no KV cache beyond the free part."""
+PEER_ASK = Ask()
 
 
-class Guests:
-    """The accounts of guests."""
+class PeerAccounts:
+    """The accounts of all peer requests of one sidecar."""
 
     def __init__(self, now: float) -> None:
         self._accounts = {
@@ -35,7 +35,7 @@ class Guests:
         }
 
     def account(self, tier: Tier, *, is_preemptible: bool, standing: Standing = Standing.WITHIN) -> Account:
-        """The account of guests of this tier and standing. Only spot is preemptible, and never assured."""
+        """The account of requests of this tier and standing. Only spot is preemptible, and never assured."""
         is_spot = tier is Tier.SPOT
         if is_spot and standing is Standing.ASSURED:
             standing = Standing.WITHIN
@@ -43,21 +43,21 @@ class Guests:
 
     @staticmethod
     def engine_queue(account: Account) -> EngineQueue:
-        """The part of a full engine's queue that guests of this account may join."""
+        """The part of a full engine's queue that the requests of this account may join."""
         return EngineQueue.BEHIND_PREEMPTIBLE if account.assured.concurrency else EngineQueue.NONE
 
     def has(self, account: Account) -> bool:
-        """Whether an account belongs to guests."""
+        """Whether this is an account of peer requests."""
         return account in self._accounts.values()
 
     @property
     def sequences(self) -> int:
-        """The running sequences of all guests."""
+        """The running sequences of all peer requests."""
         return sum(account.concurrency_in_use for account in self._accounts.values())
 
 
-def guest_cost(sequences: int, kv_tokens: int) -> Cost:
-    """The price of a guest here: room on the engine, and no throughput tokens."""
+def peer_cost(sequences: int, kv_tokens: int) -> Cost:
+    """The price of a peer request here: room on the engine, and no throughput tokens."""
     return Cost(0, 0, sequences, 0.0, kv_tokens)
 
 

@@ -1,4 +1,4 @@
-"""Guests: the accounts of requests of other sidecars, and one guest from its ask to its end."""
+"""Peer requests: the accounts of requests of peers, and one request from its ask to its end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from tests.support.domain_builders import account
 from tests.unit.tokenpool.control.test_admission_control import assert_is_empty, gold, room
 from tests.unit.tokenpool.control.test_driver import Pod
-from tokenpool.control.guest import Guest
-from tokenpool.control.guests import Guests, guest_cost
+from tokenpool.control.peer_accounts import PeerAccounts, peer_cost
+from tokenpool.control.peer_request import PeerRequest
 from tokenpool.entitlements import Tier
 from tokenpool.outcomes import Ending
 
@@ -32,7 +32,7 @@ class Line:
 
 
 class Host(Pod):
-    """A driver that serves guests."""
+    """A driver that serves peer requests."""
 
     def __init__(self, slots: float = 1) -> None:
         super().__init__(slots)
@@ -40,81 +40,83 @@ class Host(Pod):
 
     def ask(
         self, wait_s: float = 5.0, *, tier: Tier = Tier.ELASTIC, is_preemptible: bool = False
-    ) -> tuple[Guest, Line]:
+    ) -> tuple[PeerRequest, Line]:
         line = Line()
-        guest = Guest(self.driver, line)
-        guest.ask(tier, 1, 112, wait_s, self.ports.at, is_preemptible=is_preemptible)
-        return guest, line
+        peer_request = PeerRequest(self.driver, line)
+        peer_request.ask(tier, 1, 112, wait_s, self.ports.at, is_preemptible=is_preemptible)
+        return peer_request, line
 
 
 # --- accounts ---
 
 
 def test_each_tier_has_an_account_without_limits() -> None:
-    guests = Guests(0.0)
+    peer_accounts = PeerAccounts(0.0)
     for tier in Tier:
-        made = guests.account(tier, is_preemptible=False)
+        made = peer_accounts.account(tier, is_preemptible=False)
         assert made.entitlement.tier is tier
         assert made.is_active
         assert not made.is_preemptible
-        assert made.missing(guest_cost(1000, 10**9)) == (0, 0, 0)
-        assert guests.has(made)
-    assert not guests.has(account())
+        assert made.missing(peer_cost(1000, 10**9)) == (0, 0, 0)
+        assert peer_accounts.has(made)
+    assert not peer_accounts.has(account())
 
 
 def test_only_spot_is_preemptible() -> None:
-    guests = Guests(0.0)
-    assert guests.account(Tier.SPOT, is_preemptible=True).is_preemptible
+    peer_accounts = PeerAccounts(0.0)
+    assert peer_accounts.account(Tier.SPOT, is_preemptible=True).is_preemptible
     for tier in (Tier.ELASTIC, Tier.GUARANTEED):
-        assert not guests.account(tier, is_preemptible=True).is_preemptible
+        assert not peer_accounts.account(tier, is_preemptible=True).is_preemptible
     names = {
-        guests.account(tier, is_preemptible=each).entitlement.name for tier in Tier for each in (True, False)
+        peer_accounts.account(tier, is_preemptible=each).entitlement.name
+        for tier in Tier
+        for each in (True, False)
     }
     assert len(names) == len(Tier) + 1  # the queue keeps requests by name
 
 
-def test_the_bucket_of_guests_is_never_empty() -> None:
-    made = Guests(0.0).account(Tier.ELASTIC, is_preemptible=False)
+def test_the_bucket_of_peer_requests_is_never_empty() -> None:
+    made = PeerAccounts(0.0).account(Tier.ELASTIC, is_preemptible=False)
     made.charge(1e12)
     assert made.bucket.refill(100.0) == math.inf
 
 
-# --- one guest ---
+# --- one request ---
 
 
-def test_a_guest_gets_an_offer_at_once_where_there_is_room() -> None:
+def test_a_peer_request_gets_an_offer_at_once_where_there_is_room() -> None:
     host = Host()
-    guest, line = host.ask()
-    assert (line.heard, guest.has_room) == (["offer"], True)
+    peer_request, line = host.ask()
+    assert (line.heard, peer_request.has_room) == (["offer"], True)
     assert host.control.ledger.concurrency_in_use == 1
-    guest.end(Ending.FINISHED)
-    guest.end(Ending.FINISHED)
-    assert (line.heard, guest.has_room) == (["offer"], False)
+    peer_request.end(Ending.FINISHED)
+    peer_request.end(Ending.FINISHED)
+    assert (line.heard, peer_request.has_room) == (["offer"], False)
     host.assert_is_empty()
 
 
-def test_a_guest_gets_an_offer_once_there_is_room() -> None:
+def test_a_peer_request_gets_an_offer_once_there_is_room() -> None:
     host = Host()
     running = host.offer(account())
-    guest, line = host.ask()
-    assert (line.heard, guest.has_room) == ([], False)
+    peer_request, line = host.ask()
+    assert (line.heard, peer_request.has_room) == ([], False)
     host.finish(running)
-    assert (line.heard, guest.has_room) == (["offer"], True)
-    guest.end(Ending.CLIENT_GONE)
+    assert (line.heard, peer_request.has_room) == (["offer"], True)
+    peer_request.end(Ending.CLIENT_GONE)
     host.assert_is_empty()
 
 
-def test_a_guest_that_may_not_wait_is_refused_at_once() -> None:
+def test_a_peer_request_that_may_not_wait_is_refused_at_once() -> None:
     host = Host()
     running = host.offer(account())
-    guest, line = host.ask(0.0)
-    assert (line.heard, guest.has_room) == (["refuse"], False)
+    peer_request, line = host.ask(0.0)
+    assert (line.heard, peer_request.has_room) == (["refuse"], False)
     host.finish(running)
     assert line.heard == ["refuse"]
     host.assert_is_empty()
 
 
-def test_a_guest_is_refused_at_the_end_of_its_longest_wait() -> None:
+def test_a_peer_request_is_refused_at_the_end_of_its_longest_wait() -> None:
     host = Host()
     running = host.offer(account())
     _, line = host.ask(5.0)
@@ -126,13 +128,13 @@ def test_a_guest_is_refused_at_the_end_of_its_longest_wait() -> None:
     host.assert_is_empty()
 
 
-def test_a_guest_that_can_never_fit_is_refused() -> None:
+def test_a_peer_request_that_can_never_fit_is_refused() -> None:
     host = Host(slots=0)
     _, line = host.ask()
     assert line.heard == ["refuse"]
 
 
-def test_a_sidecar_that_does_not_serve_takes_no_guests() -> None:
+def test_a_sidecar_that_does_not_serve_takes_no_peer_requests() -> None:
     host = Host()
     host.control.is_serving = False
     _, line = host.ask()
@@ -155,32 +157,32 @@ def test_a_cancelled_ask_leaves_its_room_to_the_next(*, has_room: bool) -> None:
     assert second_line.heard == ["offer"]
 
 
-def test_a_guarantee_here_ends_a_preemptible_guest() -> None:
+def test_a_guarantee_here_ends_a_preemptible_peer_request() -> None:
     host = Host()
-    guest, line = host.ask(tier=Tier.SPOT, is_preemptible=True)
+    peer_request, line = host.ask(tier=Tier.SPOT, is_preemptible=True)
     owner = host.offer(gold())
     assert line.heard == ["offer", "preempt"]
-    assert not guest.has_room
+    assert not peer_request.has_room
     assert host.control.ledger.concurrency_in_use == 1
-    guest.end(Ending.FINISHED)
+    peer_request.end(Ending.FINISHED)
     host.finish(owner)
     host.assert_is_empty()
 
 
-def test_a_guest_teaches_no_prices_and_raises_no_spending_here() -> None:
+def test_a_peer_request_teaches_no_prices_and_raises_no_spending_here() -> None:
     host = Host()
-    guest, _ = host.ask()
-    guest.begun(0.2)
-    guest.end(Ending.FINISHED)
-    guest.begun(0.3)
+    peer_request, _ = host.ask()
+    peer_request.begun(0.2)
+    peer_request.end(Ending.FINISHED)
+    peer_request.begun(0.3)
     assert host.control.ledger.spent == 0
 
 
-def test_guests_of_a_lost_connection_leave_no_state() -> None:
+def test_peer_requests_of_a_lost_connection_leave_no_state() -> None:
     host = Host(slots=2)
-    guests = [host.ask()[0] for _ in range(4)]
-    for guest in guests:
-        guest.end(Ending.CLIENT_GONE)
+    peer_requests = [host.ask()[0] for _ in range(4)]
+    for peer_request in peer_requests:
+        peer_request.end(Ending.CLIENT_GONE)
     host.control.engine_changed(room(4), 0.1)
     host.driver.act()
     assert_is_empty(host.control)

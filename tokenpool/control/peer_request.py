@@ -1,7 +1,7 @@
-"""One guest: a request of another sidecar, from its ask to its end on the engine here. Pure.
+"""A peer request: a request of a peer, from its ask to its end on the engine here. Pure.
 
-The peer port of a sidecar has one ``Guest`` for each ask. So has the simulation. ``GuestPort`` passes the
-answers on to the other sidecar.
+The peer port of a sidecar has one ``PeerRequest`` for each ask. So has the simulation. ``AskingPeer`` passes
+the answers on to the peer.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from tokenpool.admission.affinity import Cached
 from tokenpool.admission.pending import PendingRequest, Standing
 from tokenpool.admission.rules import Shed
 from tokenpool.control.driver import NOTHING_SPENT, Driver
-from tokenpool.control.guests import guest_cost
+from tokenpool.control.peer_accounts import peer_cost
 from tokenpool.entitlements import Tier
 from tokenpool.outcomes import Ending
 
 
-class GuestPort(Protocol):
+class AskingPeer(Protocol):
     """The way back to the sidecar that asks."""
 
     def offer(self) -> None:
@@ -32,12 +32,12 @@ class GuestPort(Protocol):
         """End the running request, because a guarantee needs its room."""
 
 
-class Guest:
+class PeerRequest:
     """One ask, and the request that follows it. It implements ``Waiter`` and ``Runner`` of the driver."""
 
     __slots__ = ("_driver", "_kv_tokens", "_pending", "_port", "_prompt", "_ticket")
 
-    def __init__(self, driver: Driver, port: GuestPort) -> None:
+    def __init__(self, driver: Driver, port: AskingPeer) -> None:
         self._driver = driver
         self._port = port
         self._pending: PendingRequest | None = None
@@ -68,12 +68,12 @@ class Guest:
         prompt.
         """
         self._prompt, self._kv_tokens = prompt, kv_tokens
-        cost = guest_cost(sequences, kv_tokens)
+        cost = peer_cost(sequences, kv_tokens)
         control = self._driver.control
         if not control.is_serving:
             self._port.refuse()
             return
-        outcome = control.offer_guest(
+        outcome = control.offer_peer_request(
             tier, cost, longest_wait_s, now, is_preemptible=is_preemptible, standing=standing
         )
         if isinstance(outcome, PendingRequest):
@@ -116,6 +116,6 @@ class Guest:
             self._driver.withdraw(pending)
         if ticket is not None:
             if ending is Ending.FINISHED:
-                self._driver.guest_computed(self._prompt, self._kv_tokens)
+                self._driver.peer_request_computed(self._prompt, self._kv_tokens)
             # Its own sidecar settles the usage.
             self._driver.settle(ticket, NOTHING_SPENT, ending, reported=False)
