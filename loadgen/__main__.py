@@ -219,7 +219,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     groups = compare.groups(runs, [summarise(run) for run in runs])
     if asked and len(groups) < 2:
         raise ScenarioError(
-            "--fail-if compares labels, and all runs have the same label; give runs with two --label"
+            "--fail-if compares labels, and all runs have the same label; give runs of two labels"
         )
     judged = compare.judge(asked, groups)
     print(compare.text(groups, judged))

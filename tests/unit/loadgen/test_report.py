@@ -301,7 +301,7 @@ def test_runs_are_compared_with_the_first_label() -> None:
     assert second.measures["TTFT p50"].ratio == pytest.approx(2.0)
     assert second.measures["e2e p50"].interval.low is not None
     assert second.measures["TTFT p50"].worst is None
-    assert (first.served, first.shed) == (1.0, 0)
+    assert (first.served, first.refused) == (1.0, 0)
 
 
 def test_runs_of_one_label_are_shown_by_median_and_worst() -> None:
