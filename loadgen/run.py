@@ -55,7 +55,7 @@ from loadgen.trust import complaints
 
 HEAD_START_S = 0.05
 MOST_LATE = 100
-"""Late arrivals of a tenant after which other tasks run. So an overdriven generator sends and can be ended."""
+"""Late arrivals of a tenant after which other tasks run. So an overdriven run sends, and can be ended."""
 MOST_DOUBLINGS = 64
 """The most doublings of the wait between attempts."""
 _WANTED = (Outcome.SERVED, Outcome.CANCELLED)
