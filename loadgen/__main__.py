@@ -170,7 +170,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     print(outcome.told(steps, result))
     if steps.is_interrupted:
         return INTERRUPTED
-    return 0 if any(point.requests and point.served for point in steps.points.values()) else FAILED
+    return 0 if any(point.summary.served for point in steps.points.values()) else FAILED
 
 
 def _capacity(arguments: argparse.Namespace) -> int:

@@ -90,23 +90,23 @@ def arrivals(scenario: Scenario, tenant: Tenant, seed: int) -> Iterator[Arrival]
         yield Arrival(at, request)
 
 
-def requests(tenant: Tenant, seed: int, worker: str = "") -> Iterator[Request]:
-    """The endless sequence of requests of a tenant, or of one worker of a closed loop."""
+def requests(tenant: Tenant, seed: int, worker: str = "", workers: int = 1) -> Iterator[Request]:
+    """The endless sequence of requests of a tenant, or of one worker of a closed loop.
+
+    ``workers`` is the largest number of workers of the run. They share the tenant's trace.
+    """
     prefixes, cancels = (stream(seed, tenant.name, worker, what) for what in ("prefix", "cancel"))
     share, cancelled = _prefix_share(tenant), _cancelled_share(tenant)
-    for number, (inputs, outputs, traced) in enumerate(_sizes(tenant, seed, worker)):
+    for number, (inputs, outputs, traced) in enumerate(_sizes(tenant, seed, worker, workers)):
         yield Request(
             number, inputs, outputs, prefixes.random() < share, cancels.random() < cancelled, traced
         )
 
 
-def _sizes(tenant: Tenant, seed: int, worker: str) -> Iterator[tuple[int, int, Traced | None]]:
+def _sizes(tenant: Tenant, seed: int, worker: str, workers: int) -> Iterator[tuple[int, int, Traced | None]]:
     """The input and output of each request. The workers of a closed loop share a trace among them."""
     if tenant.trace is not None:
-        first, step = 0, 1
-        if worker and isinstance(tenant.process, Closed):
-            first, step = int(worker[1:]), tenant.process.workers
-        for place in itertools.count(first, step):
+        for place in itertools.count(int(worker[1:]) if worker else 0, workers):
             traced = tenant.trace.requests[place % len(tenant.trace.requests)]
             yield traced.input_tokens, traced.output_tokens, traced
     inputs, outputs = (stream(seed, tenant.name, worker, what) for what in ("input", "output"))

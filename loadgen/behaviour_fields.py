@@ -85,11 +85,16 @@ def _pauses(field: Field) -> Pauses:
 
 
 def check(item: Field, tenant: Tenant, form: PromptForm, *, is_streamed: bool) -> None:
-    """Raise ``ScenarioError`` if a tenant's behaviour does not fit its arrivals, prompts or answers."""
+    """Raise ``ScenarioError`` if a tenant's behaviour or goals do not fit its other fields."""
     if tenant.cancel is not None and tenant.cancel.after_tokens is not None and not is_streamed:
         item.fail(
             "cancels after a number of tokens, but answers are not streamed",
             "write 'after_s:', or remove 'stream: false'",
+        )
+    if tenant.slo is not None and tenant.slo.tpot_ms is not None and not is_streamed:
+        item.fail(
+            "has the goal tpot_ms, but answers are not streamed, so tokens have no times of their own",
+            "remove 'tpot_ms:', or 'stream: false'",
         )
     if tenant.conversation is None:
         return

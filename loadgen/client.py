@@ -15,7 +15,7 @@ from types import TracebackType
 import aiohttp
 
 from loadgen import bodies, causes, sse
-from loadgen.endpoints.dialect import KEY_HEADERS, Dialect, Event
+from loadgen.endpoints.dialect import Dialect, Event, secrets
 from loadgen.endpoints.table import DIALECTS
 from loadgen.records import Attempt, Outcome
 from loadgen.scenario import Cancel, Tenant
@@ -44,8 +44,7 @@ class Recipient:
     @property
     def secrets(self) -> list[str]:
         """The keys in the headers, which a server may repeat in an error."""
-        found = (self.headers.get(name) for name in KEY_HEADERS)
-        return [text.removeprefix("Bearer ") for text in found if text]
+        return secrets(self.headers)
 
 
 def recipient(tenant: Tenant) -> Recipient:
@@ -122,7 +121,7 @@ class Client:
             attempt.outcome, attempt.reason, attempt.message = stream.ending(*causes.of_exception(error))
         finally:
             attempt.end_s = self._clock()
-            for secret in to.secrets:
+            for secret in to.secrets if attempt.message or attempt.reason else ():
                 attempt.message = causes.without(attempt.message, secret)
                 attempt.reason = causes.without(attempt.reason, secret)
             attempt.reason = causes.name(attempt.reason)

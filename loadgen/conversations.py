@@ -13,11 +13,8 @@ from random import Random
 from loadgen import prompts
 from loadgen.arrivals import Request, stream
 from loadgen.lengths import draw
-from loadgen.records import Attempt, Outcome
+from loadgen.records import AS_PLANNED, Attempt
 from loadgen.scenario import Between, Conversation, Exponential, Pauses, Scenario, Tenant
-
-_ANSWERED = (Outcome.SERVED, Outcome.CANCELLED)
-"""Endings after which a conversation continues. After a refusal or a failure it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +97,7 @@ class Talk:
         A turn that was cancelled before its first token is not carried, because templates of chats need an
         answer after each question.
         """
-        if last.outcome not in _ANSWERED:
+        if last.outcome not in AS_PLANNED:  # after a refusal or a failure it ends
             return False
         if answer:
             self._messages += [*self._asked, ("assistant", answer)]

@@ -46,7 +46,8 @@ class Delays:
                 for bucket, count in buckets.items():
                     counts[bucket] = counts.get(bucket, 0) + count
                 self._longest[index] = max(self._longest[index], late)
-        if late >= STALL_S and due_s >= 0 and len(self.stalls) < MOST_STALLS:
+        whole = self._spans[0]
+        if late >= STALL_S and whole.from_s <= due_s < whole.to_s and len(self.stalls) < MOST_STALLS:
             self.stalls.append(Stall(due_s, late))
         return due_s + points * EVERY_S
 

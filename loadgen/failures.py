@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from loadgen import words
-from loadgen.records import Attempt, Outcome
+from loadgen.records import AS_PLANNED, Attempt, Outcome
 
 MOST_LINES = 8
 """The most reasons on a terminal. The page has all of them."""
 MOST_NAMES = 3
-_AS_PLANNED = (Outcome.SERVED, Outcome.CANCELLED)
 HEAD = ("reason", "message", "attempts", "outcome", "status", "tenants", "from", "to")
 
 
@@ -37,7 +36,7 @@ def failures(attempts: Iterable[Attempt]) -> list[Failure]:
     """All reasons of attempts that were not served, the most frequent first."""
     groups: dict[tuple[str, Outcome, int], list[Attempt]] = {}
     for attempt in attempts:
-        if attempt.outcome not in _AS_PLANNED:
+        if attempt.outcome not in AS_PLANNED:
             groups.setdefault((_reason(attempt), attempt.outcome, attempt.status), []).append(attempt)
     found = [_failure(*group, members) for group, members in groups.items()]
     return sorted(found, key=lambda failure: (-failure.attempts, failure.reason))

@@ -19,7 +19,6 @@ RESULTS = frozenset(
         GOALS,
         REPORT,
         TABLE,
-        PARTS,
         *exports.FILES.values(),
         rates.REPORT,
         rates.DATA,
@@ -28,7 +27,7 @@ RESULTS = frozenset(
 )
 """The names that ``run``, ``sweep`` and ``capacity`` write into their folder."""
 RATES = "rate-*-run*"
-"""The folders of the runs of ``sweep`` and ``capacity``."""
+"""The folders of the runs of ``sweep`` and ``capacity``. ``PARTS`` stays if several processes are killed."""
 
 
 _FIXES = {
@@ -90,4 +89,8 @@ def earlier(folder: Path) -> list[Path]:
     """The results in a folder."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.name in RESULTS or path.match(RATES))
+    return sorted(path for path in folder.iterdir() if path.name in RESULTS or _is_folder_of_runs(path))
+
+
+def _is_folder_of_runs(path: Path) -> bool:
+    return path.is_dir() and (path.name == PARTS or path.match(RATES))

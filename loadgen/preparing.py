@@ -79,7 +79,7 @@ async def _counted(tenant: Tenant, counts: _Prompts) -> Tenant:
     trace = tenant.trace
     if trace is None or not any(traced.messages for traced in trace.requests):
         return tenant
-    exact = await asyncio.gather(*(_exact(traced, counts) for traced in trace.requests))
+    exact = await asyncio.gather(*(_exact(traced, counts, trace.most_output) for traced in trace.requests))
     most = trace.most_input
     kept = tuple(traced for traced in exact if most is None or traced.input_tokens <= most)
     notes = trace.notes
@@ -92,12 +92,13 @@ async def _counted(tenant: Tenant, counts: _Prompts) -> Tenant:
     return replace(tenant, trace=replace(trace, requests=kept, notes=notes))
 
 
-async def _exact(traced: Traced, counts: _Prompts) -> Traced:
+async def _exact(traced: Traced, counts: _Prompts, most_output: int | None) -> Traced:
     inputs, outputs = await asyncio.gather(
         counts.messages(traced.messages), counts.counter.text(traced.answer)
     )
-    later = await asyncio.gather(*(_exact(turn, counts) for turn in traced.later))
-    return replace(traced, input_tokens=inputs, output_tokens=max(outputs, 1), later=tuple(later))
+    later = await asyncio.gather(*(_exact(turn, counts, most_output) for turn in traced.later))
+    outputs = max(min(outputs, most_output or outputs), 1)
+    return replace(traced, input_tokens=inputs, output_tokens=outputs, later=tuple(later))
 
 
 async def _checked(scenario: Scenario, counter: Counter) -> list[str]:

@@ -92,7 +92,14 @@ async def _ask(session: aiohttp.ClientSession, scenario: Scenario, base: str, te
         return problem(reply, tenant)
     body = prompts.body(scenario, tenant, Request(0, 1, 1, has_prefix=False), scenario.seed, "probe")
     tried = await _reply(session, "POST", base + to.dialect.path, to.headers, body)
-    return wrong_model(tried, model, listed) or problem(tried, tenant)
+    return _without(wrong_model(tried, model, listed), to.secrets) or problem(tried, tenant)
+
+
+def _without(text: str, secrets: Iterable[str]) -> str:
+    """Text without the keys that a server repeats."""
+    for secret in secrets:
+        text = causes.without(text, secret)
+    return text
 
 
 async def _reply(
@@ -129,7 +136,7 @@ def problem(reply: Reply, tenant: Tenant) -> str:
     if 300 <= reply.status < 400:
         return f"redirects to {causes.line(reply.location) or 'another place'}; give that server with --url"
     if reply.status in _REFUSED_KEY:
-        said = causes.without(causes.message(reply.content), tenant.key)
+        said = _without(causes.message(reply.content), recipient(tenant).secrets)
         fix = (
             "give the tenant a `key` in the scenario"
             if tenant.key is None

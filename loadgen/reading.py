@@ -135,6 +135,8 @@ def _prompt_form(fields: dict[str, Field], tenants: tuple[Tenant, ...]) -> Promp
         fields["tokenizer"].fail(
             "stands beside token ids, which are exact", "remove it, or write 'prompt: text'"
         )
+    if "tokens_per_byte" in fields and "tokenizer" in fields:
+        fields["tokens_per_byte"].fail("stands beside a tokenizer, which counts tokens", "remove it")
     return form
 
 

@@ -51,6 +51,8 @@ class Outcome(StrEnum):
     """The run ended before the request."""
 
 
+AS_PLANNED = frozenset({Outcome.SERVED, Outcome.CANCELLED})
+"""The request was served, or its client ended it as the scenario says."""
 REFUSED = frozenset({Outcome.SHED, Outcome.UNAVAILABLE})
 """The server answered that it does not serve the request now."""
 FAILED = frozenset({Outcome.ERROR, Outcome.BROKEN, Outcome.TIMEOUT, Outcome.PREEMPTED, Outcome.CUT})
@@ -189,21 +191,21 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     lag_p50_s: float
     lag_p99_s: float
-    """Delays of attempts after their due time."""
+    """Delays of measured attempts after their due time."""
     lag_max_s: float
     cpu: float
     """The generator's CPU time as a share of a core: the 95th percentile over single seconds.
 
-    It is that of the busiest process.
+    It is that of the busiest process, in the measured time.
     """
     processes: int = 1
     """The number of processes of the generator."""
     complaints: list[str]
     """Reasons why the run is unreliable; empty if the generator kept up. `trust` finds further ones."""
     waited: float = 0.0
-    """The time for which the generator was ready and had no core, as a share of the run."""
+    """The time for which the generator was ready and had no core, as a share of the measured time."""
     ran: float = 0.0
-    """The time for which it ran, as a share of the run."""
+    """The time for which it ran, as a share of the measured time."""
     loop: list[LoopDelay] = []
     """The measured part of the whole run, and of each phase that it reached."""
     stalls: list[Stall] = []

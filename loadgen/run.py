@@ -22,7 +22,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from loadgen import arrivals, delays, prompts
 from loadgen.arrivals import Arrival, Request
@@ -32,6 +32,7 @@ from loadgen.faults import inflict
 from loadgen.processes.part import WHOLE, Part
 from loadgen.progress import Display, Progress
 from loadgen.records import (
+    AS_PLANNED,
     META,
     REQUESTS,
     STATE,
@@ -58,8 +59,10 @@ MOST_LATE = 100
 """Late arrivals of a tenant after which other tasks run. So an overdriven run sends, and can be ended."""
 MOST_DOUBLINGS = 64
 """The most doublings of the wait between attempts."""
-_WANTED = (Outcome.SERVED, Outcome.CANCELLED)
-"""Endings after which a client goes on without a wait."""
+_FEW = 0.5
+"""The end of a run is measured while more than this share of the most requests is in flight."""
+_SHORTEST_S = 0.05
+"""A shorter time says nothing about the use of the processor."""
 _RETRIED = (Outcome.SHED, Outcome.UNAVAILABLE)
 
 
@@ -142,20 +145,15 @@ class Runner:
         """Perform the whole run until its last response."""
         started = datetime.now(UTC).isoformat(timespec="milliseconds")
         scenario = self._scenario
-        jobs = (self._sampler.run(), self._report(), self._watch_cpu(), delays.watch(self._delays, self.now))
+        jobs = self._sampler.run(), self._report(), self._watch_itself()
         beside: list[asyncio.Task[None]] = [asyncio.create_task(job) for job in jobs]
         faults = scenario.faults if self._order.faults and self._order.part.is_first else ()
         beside += [asyncio.create_task(inflict(fault, self.now, self._fault_results)) for fault in faults]
-        began = self.now(), *delays.scheduled()
         async with Client(
             self._order.urls, scenario.timeout_s, self.now, self._order.tls.context()
         ) as self._client:
             await self._unless_stopped(asyncio.create_task(self._arrive_and_drain()))
             ended = self.now()
-            now = ended, *delays.scheduled()
-            _, self._ran, self._waited = (
-                (b - a) / max(ended - began[0], 1e-9) for a, b in zip(began, now, strict=True)
-            )
             await _end([*self._requests])
         await _end(beside)
         self._progress.clear()
@@ -219,20 +217,28 @@ class Runner:
             self.stop()
 
     async def _sleep_until(self, at_s: float) -> None:
+        """Wait for a due time. At least one other task runs in between.
+
+        Timers of the loop count whole milliseconds, so one may be 1 ms early. A request that is sent early
+        would have a latency that is too short.
+        """
         await asyncio.sleep(max(at_s - self.now(), 0.0))
+        while (left := at_s - self.now()) > 0:
+            await asyncio.sleep(left)
 
     async def _work(self, tenant: Tenant, process: Closed, worker: int) -> None:
         """One worker of a closed loop: sends, waits for the response, thinks, and sends again."""
         scenario, name = self._scenario, f"w{worker}"
         free = None
-        for request in arrivals.requests(tenant, scenario.seed, name):
+        workers = arrivals.most_workers(scenario, tenant)
+        for request in arrivals.requests(tenant, scenario.seed, name, workers):
             due = arrivals.next_turn(scenario, tenant, worker, free)
             if due is None:
                 return
             await self._sleep_until(due)
             last = await self._request(tenant, request, due, name)
             pause = process.think_s
-            if last.outcome not in _WANTED:
+            if last.outcome not in AS_PLANNED:
                 # After a refusal, a worker waits as long as before a retry.
                 pause = max(pause, backoff(tenant.retries, 1, last.retry_after_s, 1.0))
             free = last.end_s + pause
@@ -296,7 +302,8 @@ class Runner:
             self._in_flight -= 1
 
     def _note(self, attempt: Attempt) -> None:
-        self._lags.append(attempt.sent_s - attempt.due_s)
+        if attempt.is_measured:
+            self._lags.append(attempt.sent_s - attempt.due_s)
         self._ended[attempt.outcome] += 1
         self._lines.write(attempt)
 
@@ -314,11 +321,31 @@ class Runner:
             await asyncio.sleep(self._progress.interval_s)
             self._progress.show(max(self.now(), 0.0), self._scenario.duration_s, self._in_flight, self._ended)
 
-    async def _watch_cpu(self) -> None:
-        while True:
-            wall, used = self._monotonic(), _cpu_s()
-            await asyncio.sleep(1.0)
-            self._busy.append((_cpu_s() - used) / (self._monotonic() - wall))
+    async def _watch_itself(self) -> None:
+        """Measure the use of the processor and the delays of the loop, from the end of the warm-up.
+
+        It ends with the arrivals that count, and without a cool-down when most responses have ended, too. A
+        wait for a few late responses would dilute the figures.
+        """
+        scenario = self._scenario
+        watching = asyncio.create_task(delays.watch(self._delays, self.now))
+        try:
+            await self._sleep_until(scenario.warm_up_s)
+            ends = scenario.duration_s - scenario.cool_down_s
+            began = before = _used(self.now())
+            most = 0
+            while (left := ends - self.now()) > 0 or (
+                not scenario.cool_down_s and self._in_flight > most * _FEW
+            ):
+                if left > 0:
+                    most = max(most, self._in_flight)
+                await asyncio.sleep(min(1.0, left) if left > _SHORTEST_S else 1.0)
+                now = _used(self.now())
+                self._busy.append(now.share_since(before).cpu_s)
+                shares, before = now.share_since(began), now
+                self._ran, self._waited = shares.ran_s, shares.waited_s
+        finally:
+            await _end([watching])
 
     def _meta(self, started: str, ended: float) -> Meta:
         scenario, order = self._scenario, self._order
@@ -361,9 +388,26 @@ def _may_retry(attempt: Attempt) -> bool:
     return attempt.outcome in _RETRIED or (attempt.outcome is Outcome.BROKEN and attempt.status == 0)
 
 
-def _cpu_s() -> float:
+class _Used(NamedTuple):
+    """What the process used of the processor until a time, s."""
+
+    at_s: float
+    cpu_s: float
+    """The processor time of all threads."""
+    ran_s: float
+    """The time for which this thread ran."""
+    waited_s: float
+    """The time for which it was ready, but had no core."""
+
+    def share_since(self, before: _Used) -> _Used:
+        """The changes per second."""
+        seconds = max(self.at_s - before.at_s, 1e-9)
+        return _Used(*((now - then) / seconds for now, then in zip(self, before, strict=True)))
+
+
+def _used(at_s: float) -> _Used:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+    return _Used(at_s, used.ru_utime + used.ru_stime, *delays.scheduled())
 
 
 async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:

@@ -194,6 +194,8 @@ class Trace:
     """Whether each request begins a conversation, with its ``later`` turns."""
     most_input: int | None = None
     """Prompts of recorded text are left out above this many tokens."""
+    most_output: int | None = None
+    """Answers are cut to this many tokens."""
     notes: tuple[str, ...] = ()
     """What was changed and left out, in sentences."""
 

@@ -79,7 +79,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     refused_share: Estimate | None
     failed_share: Estimate | None
     short: int
-    """Requests served with fewer tokens than requested: the engine did not obey ``ignore_eos``."""
+    """Requests served with fewer tokens than requested, by the engine's count."""
     ttft: Percentiles
     """Time to first token from the due time of the request."""
     ttft_sent: Percentiles
@@ -288,7 +288,7 @@ def _cell(meta: Meta, group: _Group, span: Span) -> Cell:
         served_share=intervals.share([a.outcome is Outcome.SERVED for a in last]),
         refused_share=intervals.share([a.outcome in REFUSED for a in last]),
         failed_share=intervals.share([a.outcome in FAILED for a in last]),
-        short=sum(0 < attempt.tokens < attempt.output_tokens for attempt in served),
+        short=sum(a.is_counted and 0 < a.tokens < a.output_tokens for a in served),
         ttft=_percentiles(wait for wait, _ in waits),
         ttft_sent=_percentiles(a.first_s - a.sent_s for a in last if a.first_s is not None),
         e2e=_percentiles(attempt.end_s - attempt.intended_s for attempt in served),

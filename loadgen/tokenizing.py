@@ -16,6 +16,7 @@ import msgspec
 
 from loadgen import bodies, causes
 from loadgen.decoding import UNDECODABLE
+from loadgen.endpoints.dialect import bearer, secrets
 from loadgen.fields import ScenarioError
 from loadgen.scenario import Scenario
 from loadgen.sse import TooLong
@@ -44,12 +45,13 @@ class _Counted(msgspec.Struct):
 class EngineCounter:
     """Counts by ``POST /tokenize``, as vLLM has it."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, model: str, key: str | None) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, model: str, headers: Mapping[str, str]
+    ) -> None:
         self._session = session
         self._url = url.rstrip("/").removesuffix("/v1") + "/tokenize"
         self._model = model
-        self._key = key
-        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._headers = headers
         self._free = asyncio.Semaphore(_AT_ONCE)
 
     async def prompt(self, fields: Mapping[str, object]) -> int:
@@ -68,7 +70,9 @@ class EngineCounter:
             ):
                 content = await bodies.read(response, MOST_BYTES)
                 if response.status != 200:
-                    said = causes.without(causes.message(content), self._key) or "no text"
+                    said = causes.message(content) or "no text"
+                    for secret in secrets(self._headers):
+                        said = causes.without(said, secret)
                     self._fail(f"answered {response.status}: {said}")
                 return msgspec.json.decode(content, type=_Counted).count
         except UNDECODABLE as error:
@@ -114,12 +118,15 @@ class FileCounter:
 
 @asynccontextmanager
 async def counting(scenario: Scenario, url: str, tls: ssl.SSLContext | bool = True) -> AsyncIterator[Counter]:
-    """What counts for a scenario with a tokenizer. The first key of its tenants is used."""
+    """What counts for a scenario with a tokenizer, as its first tenant that has a key or headers."""
     assert scenario.tokenizer is not None, "only a scenario with a tokenizer counts tokens"
     if scenario.tokenizer.file:
         yield FileCounter(scenario.tokenizer.file)
         return
-    key = next((tenant.key for tenant in scenario.tenants if tenant.key is not None), None)
+    known = (tenant for tenant in scenario.tenants if tenant.key is not None or tenant.headers)
+    asks = next(known, scenario.tenants[0])
+    headers = bearer(asks.key) | {header.name: header.value for header in asks.headers}
+    headers = {name.lower(): value for name, value in headers.items()}
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls), timeout=timeout) as session:
-        yield EngineCounter(session, url, scenario.model, key)
+        yield EngineCounter(session, url, scenario.model, headers)

@@ -120,7 +120,7 @@ def doubts(
     stalled = {
         period.name: reason
         for period in periods
-        if (reason := _stalled(period, phases.get(period.name, []), meta.stalls))
+        if (reason := _stalled(period, phases.get(period.name, []), meta.stalls, meta.processes))
     }
     gaps = [figure for figure in made if not figure.with_sending]
     return [
@@ -160,14 +160,17 @@ def _doubt(period: Period, figures: Sequence[Figure], loop: Sequence[LoopDelay])
     )
 
 
-def _stalled(period: Period, figures: Sequence[Figure], stalls: Sequence[Stall]) -> str:
-    """What the stalls of a phase mean for its tails; empty if they are few or short."""
+def _stalled(period: Period, figures: Sequence[Figure], stalls: Sequence[Stall], processes: int) -> str:
+    """What the stalls of a phase mean for its tails; empty if they are few or short.
+
+    A stall of one process of several delays that part of the requests only.
+    """
     inside = [stall for stall in stalls if period.from_s <= stall.at_s < period.to_s]
     tails = [figure.value_s for figure in figures if figure.share > 0.5]
     if not inside or not tails:
         return ""
     longest, total = max(inside, key=lambda stall: stall.seconds), sum(stall.seconds for stall in inside)
-    is_rare = total <= STALLED * (period.to_s - period.from_s)
+    is_rare = total <= STALLED * (period.to_s - period.from_s) * processes
     if longest.seconds <= SHARE * min(tails) or (is_rare and not _reaches(period.attempts, inside)):
         return ""
     others = f", the longest of {len(inside)} stalls" if len(inside) > 1 else ""

@@ -5,6 +5,7 @@ rule.
 """
 
 import ast
+import tomllib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -153,6 +154,18 @@ def test_an_import_of_a_higher_layer_is_noticed(tmp_path: Path) -> None:
         "p.low.d -> p.high.b",
         "p.stray -> p.low.a",
     ]
+
+
+def test_every_package_is_installed() -> None:
+    """`pyproject.toml` lists the packages, because their parent folder has others, too."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    tops = {name.partition(".")[0] for name in listed}
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for top in tops
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    assert found == set(listed)
 
 
 def test_no_modules_import_each_other() -> None:

@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (out / "results.md").write_text(tables)
     (out / "results.json").write_text(json.dumps(comparison.record(results, about), indent=1))
     print("\n" + tables)
+    for note in comparison.notes(results):
+        print(f"note     {note}")
     reached = comparison.goals(results)
     for goal, is_reached in reached:
         print(f"{'reached' if is_reached else 'MISSED '}  {goal}")

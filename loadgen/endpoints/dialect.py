@@ -6,7 +6,7 @@ of events gets the data of one server-sent event; a reader of whole responses ge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -99,6 +99,12 @@ class Ask:
 def bearer(key: str | None) -> dict[str, str]:
     """The headers with a key in OpenAI's form."""
     return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
+def secrets(headers: Mapping[str, str]) -> list[str]:
+    """The keys in headers with names in lower case. A server may repeat them in an error."""
+    found = (headers.get(name) for name in KEY_HEADERS)
+    return [text.removeprefix("Bearer ") for text in found if text]
 
 
 def single(tokens: int, batch: int) -> list[int]:

@@ -23,6 +23,7 @@ from typing import Any
 
 import aiohttp
 
+from loadgen import outputs
 from loadgen.engine.fitting import fit, predicted
 from loadgen.engine.model import Costs
 
@@ -263,7 +264,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--url", required=True, help="the engine, e.g. http://127.0.0.1:8000")
     parser.add_argument("--model", default="tiny", help="the served model name [tiny]")
-    parser.add_argument("--out", type=Path, help="the JSON file for the costs")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON file for the costs")
+    parser.add_argument("--force", action="store_true", help="overwrite the file of --out")
     parser.add_argument("--streams", type=_numbers, default=STREAMS, help="numbers of streams [1,4,8,16]")
     parser.add_argument("--lengths", type=_numbers, default=LENGTHS, help="prompt tokens [16,128,512,1024]")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of all measurements [3]")
@@ -280,10 +282,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     chance = random.Random(secrets.randbits(64) if arguments.seed is None else arguments.seed)
     try:
+        if arguments.out is not None:
+            outputs.check_file(arguments.out, force=arguments.force)
         result = asyncio.run(calibrate(arguments.url, arguments.model, effort, chance))
     except CalibrationError as error:
         print(f"calibrate: {error}", file=sys.stderr)
         return 1
+    except outputs.OutputExists as error:
+        parser.error(str(error))
     print(f"{text_of(result)}\n\n{result.flags()}")
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result.to_json(), indent=1) + "\n")

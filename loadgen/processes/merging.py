@@ -1,8 +1,8 @@
 """Merges the files of the parts of a run into the files of one run.
 
-No figure is an average of the parts' figures. Delays are computed from all attempts again, and the use of the
-processor is that of the busiest process, because each process has a core of its own. The delay of the event
-loop is that of the worst process, because its tokens are a part of every percentile.
+No figure is an average of the parts' figures. Delays are computed from the attempts of all parts again, and
+the use of the processor is that of the busiest process, because each process has a core of its own. The delay
+of the event loop is that of the worst process, because its tokens are a part of every percentile.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class _Times(msgspec.Struct):
     due_s: float
     sent_s: float
     end_s: float
+    is_measured: bool = True
 
 
 _decode = msgspec.json.Decoder(_Times).decode
@@ -40,7 +41,7 @@ def merge(out: Path, parts: Sequence[Path]) -> Meta:
 
 
 def merged(metas: Sequence[Meta], lags: Sequence[float]) -> Meta:
-    """The description of the whole run. ``lags`` are the delays of all attempts, s, in order."""
+    """The description of the whole run. ``lags`` are the delays of all measured attempts, s, in order."""
     first = metas[0]
     late = percentile(lags, 0.99) if lags else 0.0
     cpu = max(meta.cpu for meta in metas)
@@ -63,13 +64,14 @@ def merged(metas: Sequence[Meta], lags: Sequence[float]) -> Meta:
 
 
 def _merge_requests(out: Path, files: Sequence[Path]) -> Iterator[float]:
-    """Write all lines in the order of their ends. Yields the delay of each attempt, s."""
+    """Write all lines in the order of their ends. Yields the delay of each measured attempt, s."""
     with ExitStack() as stack:
         sources = [stack.enter_context(file.open("rb")) for file in files]
         target = stack.enter_context(out.open("wb"))
         for _, times, line in heapq.merge(*map(_lines, sources), key=lambda item: item[0]):
             target.write(line)
-            yield times.sent_s - times.due_s
+            if times.is_measured:
+                yield times.sent_s - times.due_s
 
 
 def _lines(source: BinaryIO) -> Iterator[tuple[float, _Times, bytes]]:

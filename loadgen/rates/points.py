@@ -17,7 +17,7 @@ import msgspec
 
 from loadgen import words
 from loadgen.intervals import Series
-from loadgen.records import Attempt, Outcome, PhaseMeta, Run, Stall
+from loadgen.records import AS_PLANNED, Attempt, Outcome, PhaseMeta, Run, Sample, Stall
 from loadgen.statistics import Estimate, percentile
 from loadgen.summary import EVERYONE, WHOLE, Cell, Summary, requests, spans, summarise
 from loadgen.trust import worst
@@ -27,7 +27,6 @@ MOST_GROWTH = 0.05
 _DEVIATIONS = 2.0
 _WINDOWS = 10
 """The measured time divided by a window in which requests in flight are counted."""
-_KEPT = (Outcome.SERVED, Outcome.CANCELLED)
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,9 +75,11 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 def pooled(runs: Sequence[Run]) -> Run:
     """Runs of one rate as one run: their measured times follow each other. ``runs`` is not empty.
 
-    Requests outside the measured times are left out.
+    Requests outside the measured times are left out. Of the pages, those of engines are kept, because a
+    simulated one says there whether it kept up. Each run has its own counters.
     """
     meta, attempts, stalls, at_s = runs[0].meta, list[Attempt](), list[Stall](), 0.0
+    samples: list[Sample] = []
     for number, run in enumerate(runs):
         whole = spans(run.meta)[0]
         by = at_s - whole.from_s
@@ -89,6 +90,12 @@ def pooled(runs: Sequence[Run]) -> Run:
             Stall(stall.at_s + by, stall.seconds)
             for stall in run.meta.stalls
             if whole.from_s <= stall.at_s < whole.to_s
+        ]
+        suffix = f" in run {number + 1}" if len(runs) > 1 else ""
+        samples += [
+            msgspec.structs.replace(sample, at_s=sample.at_s + by, source=sample.source + suffix)
+            for sample in run.samples
+            if sample.kind == "engine"
         ]
         at_s += whole.to_s - whole.from_s
     starved = max((run.meta for run in runs), key=lambda each: each.waited)
@@ -101,7 +108,7 @@ def pooled(runs: Sequence[Run]) -> Run:
         "loop": worst(each for run in runs for each in run.meta.loop),
         "stalls": stalls, "waited": starved.waited, "ran": starved.ran,
     }  # fmt: skip
-    return Run(runs[0].folder, msgspec.structs.replace(meta, **changed), attempts, [])
+    return Run(runs[0].folder, msgspec.structs.replace(meta, **changed), attempts, samples)
 
 
 _TIMES = ("intended_s", "due_s", "sent_s", "first_s", "last_s", "end_s")
@@ -121,10 +128,11 @@ def point(rate: float, runs: Sequence[Run]) -> Point:
     meta = run.meta
     last = [tries[-1] for tries in requests(run.attempts)]
     served = [attempt for attempt in last if attempt.outcome is Outcome.SERVED]
-    kept = sum(attempt.outcome in _KEPT for attempt in last) / len(last) if last else 1.0
+    kept = sum(attempt.outcome in AS_PLANNED for attempt in last) / len(last) if last else 1.0
     seconds, per_s = meta.duration_s, sum(map(_completed, runs)) / meta.duration_s
     latency = _mean_latency(served)
     grown, is_growing = _growth(runs)
+    summary = summarise(run)
     return Point(
         rate=rate,
         runs=len(runs),
@@ -136,21 +144,22 @@ def point(rate: float, runs: Sequence[Run]) -> Point:
         latency_mean=latency,
         power=_power(per_s, latency),
         growth=grown,
-        obstacle=_obstacle(kept, grown, meta.complaints, is_growing=is_growing, is_empty=not last),
+        obstacle=_obstacle(kept, grown, summary, meta.complaints, is_growing=is_growing),
         is_reliable=not meta.complaints,
-        summary=summarise(run),
+        summary=summary,
     )
 
 
 def _obstacle(
-    kept: float, grown: float, complaints: Sequence[str], *, is_growing: bool, is_empty: bool
+    kept: float, grown: float, summary: Summary, complaints: Sequence[str], *, is_growing: bool
 ) -> str:
-    if is_empty:
+    if not any(cell.requests for cell in summary.cells):
         return "no request was due"
     if complaints:
         return "the generator did not keep up"
     if kept < LEAST_SERVED:
-        return f"{1 - kept:.0%} not served"
+        most = summary.failures[0]
+        return f"{1 - kept:.0%} not served, most often: {most.reason}"
     return f"backlog grew by {grown:.0%} of the arrivals" if is_growing else ""
 
 

@@ -6,6 +6,7 @@ prefixes would compute them only once.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,12 +16,37 @@ from loadgen.fields import ScenarioError
 from loadgen.rates.points import Point, point
 from loadgen.records import Run
 from loadgen.run import Order
-from loadgen.scenario import Scenario, faster
+from loadgen.scenario import Replay, Scenario, faster, unmeasured
+
+
+def traced(scenario: Scenario) -> Scenario:
+    """The scenario, not longer than the traces that it replays. Raises ``ScenarioError``.
+
+    At twice the rate, a trace ends after half its time. The idle time after it would lower the rate, and hide
+    a backlog.
+    """
+    traces = [
+        (tenant.trace.requests[-1].at_s, tenant.starts_s, tenant.name)
+        for tenant in scenario.tenants
+        if isinstance(tenant.process, Replay) and tenant.trace is not None
+    ]
+    if not traces:
+        return scenario
+    lasts, starts, name = min(traces, key=lambda each: each[0] + each[1])
+    until = starts + lasts
+    duration_s = min(math.nextafter(until, math.inf), scenario.duration_s)
+    problem = unmeasured(duration_s, scenario.warm_up_s, scenario.cool_down_s)
+    if problem or not lasts:
+        raise ScenarioError(
+            f"the trace of {name} ends after {until:.4g} s at this rate, so nothing is measured; use "
+            "lower rates or a longer trace, or give the tenant arrivals such as {poisson: {rate: 1}}"
+        )
+    return replace(scenario, duration_s=duration_s)
 
 
 def own_rate(scenario: Scenario) -> float:
     """The scenario's own requests per second. Raises ``ScenarioError`` if it has none."""
-    found = offered_rate(scenario)
+    found = offered_rate(traced(scenario))
     if not found > 0:
         raise ScenarioError(
             f"{scenario.name} has no tenant whose requests have a rate, so it cannot run at several rates; "
@@ -74,7 +100,7 @@ class Steps:
 
     def _order_of(self, rate: float) -> Order:
         order = self.order
-        scenario = faster(order.scenario, rate / own_rate(order.scenario))
+        scenario = traced(faster(order.scenario, rate / own_rate(order.scenario)))
         number = len(self.runs.get(rate, ())) + 1
         name = f"{rate:.4g}-run{number}"
         return replace(

@@ -89,7 +89,12 @@ def select(
     )
     notes = tuple(f"{file}: {note}." for note in _notes(counts, selection, speed))
     return Trace(
-        file, tuple(requests), block_tokens=scaled_block, most_input=selection.most_input, notes=notes
+        file,
+        tuple(requests),
+        block_tokens=scaled_block,
+        most_input=selection.most_input,
+        most_output=selection.most_output,
+        notes=notes,
     )
 
 
@@ -111,22 +116,31 @@ def _take(row: Row, at_s: float, selection: Selection, block: int, counts: _Coun
     inputs, outputs = row.input_tokens, max(round(row.output_tokens * selection.lengths), 1)
     if not row.messages:
         inputs = max(round(inputs * selection.lengths), 1)
-    most_input, most_output = selection.most_input or inputs, selection.most_output or outputs
+    most_input = selection.most_input or inputs
     if row.messages and inputs > most_input:
         counts.long += 1  # a text cannot be cut without a change of its meaning
         return
     counts.all_input_tokens += inputs
-    counts.all_output_tokens += outputs
     if inputs > most_input:
         counts.inputs += 1
         counts.input_tokens += inputs - most_input
         inputs = most_input
-    if outputs > most_output:
-        counts.outputs += 1
-        counts.output_tokens += outputs - most_output
-        outputs = most_output
+    outputs = _cut_output(outputs, selection.most_output, counts)
+    later = tuple(
+        replace(turn, output_tokens=_cut_output(turn.output_tokens, selection.most_output, counts))
+        for turn in row.later
+    )
     blocks = row.blocks[: -(-inputs // block)] if block else ()
-    counts.kept.append(Traced(at_s, inputs, outputs, blocks, row.messages, row.answer, row.later))
+    counts.kept.append(Traced(at_s, inputs, outputs, blocks, row.messages, row.answer, later))
+
+
+def _cut_output(outputs: int, most: int | None, counts: _Counts) -> int:
+    counts.all_output_tokens += outputs
+    if most is None or outputs <= most:
+        return outputs
+    counts.outputs += 1
+    counts.output_tokens += outputs - most
+    return most
 
 
 def _speed(kept: list[Traced], selection: Selection, path: Path) -> float:

@@ -54,6 +54,9 @@ def test_a_source_install_is_pure_python(sources: Path, tmp_path: Path) -> None:
         names = set(files.namelist())
     assert not [name for name in names if name.endswith((".so", ".c", ".h"))]
     assert {*DATA_PATH, "dashboard/page.html", "dashboard/usage.html", "sidecar/py.typed"} <= names
+    scenarios = {path.name for path in (ROOT / "docs" / "examples").iterdir() if path.is_symlink()}
+    assert scenarios
+    assert {f"loadgen/examples/{name}" for name in scenarios} <= names
     assert {path.name for path in (ROOT / "tokenpool" / "store").glob("*.lua")} <= {
         Path(name).name for name in names
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from loadgen.__main__ import main
 from loadgen.engine.model import Costs
@@ -35,6 +36,7 @@ from loadgen.scenario import (
 )
 from loadgen.summary import WHOLE, summarise
 from tests.integration.loadgen.engine.simulated import simulated
+from tests.integration.loadgen.server import Received, Server
 from tests.support.loadgen_builders import scenario, tenant
 
 STEP_S = 0.01
@@ -166,6 +168,18 @@ async def test_a_sweep_writes_its_runs_and_no_rate_above_the_slots_is_the_knee(t
     last = data["points"][-1]
     assert last["obstacle"], told
     assert last["served_per_s"] <= most * 1.1
+
+
+async def test_a_sweep_in_which_nothing_is_served_says_why_and_fails(tmp_path: Path) -> None:
+    async def fails(received: Received, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "no memory", "type": "oom"}}, status=500)
+
+    async with Server(fails).running() as server:
+        status, told = await command(
+            tmp_path, "sweep", "--url", server.url, "--rates", "10", rate=1, duration=1
+        )
+    assert status == 1
+    assert "100% not served, most often: oom" in told
 
 
 async def test_a_capacity_search_stays_below_that_of_the_slots(tmp_path: Path) -> None:

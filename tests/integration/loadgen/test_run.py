@@ -59,7 +59,7 @@ async def test_a_stream_follows_the_scenario_and_is_measured_by_token(tmp_path: 
     first = run.attempts[0]
     assert (first.outcome, first.status, first.prompt_tokens, first.tokens) == (Outcome.SERVED, 200, 16, 4)
     assert first.first_s is not None
-    assert first.intended_s - 0.002 <= first.sent_s  # timers count whole milliseconds
+    assert first.intended_s <= first.sent_s
     assert first.sent_s <= first.first_s <= first.end_s
     assert sum(first.gaps.values()) == 3
     assert first.gap_max_s is not None
@@ -109,6 +109,29 @@ async def test_the_same_seed_sends_the_same_bytes(tmp_path: Path) -> None:
         bodies.append(sorted(received.body for received in server.received))
     assert bodies[0] == bodies[1]
     assert len(set(bodies[0])) == 10
+
+
+async def test_no_request_is_sent_before_its_time(tmp_path: Path) -> None:
+    """A timer that is a millisecond early must not make a latency a millisecond too short."""
+    run, _ = await answered(tmp_path, short(tenant(process=Constant(200.0))), stream)
+    assert len(run.attempts) == 100
+    assert all(a.intended_s <= a.sent_s and a.due_s <= a.sent_s for a in run.attempts)
+
+
+async def test_delays_in_the_warm_up_do_not_count(tmp_path: Path) -> None:
+    async def blocks(received: Received, request: web.Request) -> web.StreamResponse:
+        if len(server.received) == 1:
+            time.sleep(0.15)  # the generator is in the same loop, so it is late
+        return await stream(received, request)
+
+    server = Server(blocks)
+    async with server.running():
+        run = await measured(tmp_path, short(warm_up_s=0.3), server)
+    late = {True: [0.0], False: [0.0]}
+    for each in run.attempts:
+        late[each.is_measured].append(each.sent_s - each.due_s)
+    assert max(late[False]) > 0.05
+    assert run.meta.lag_max_s == pytest.approx(max(late[True]))
 
 
 async def test_unary_responses_are_measured_as_a_whole(tmp_path: Path) -> None:
@@ -237,7 +260,7 @@ async def test_a_retry_sends_the_same_request_after_the_given_time(tmp_path: Pat
     assert [a.outcome for a in run.attempts if a.attempt == 1] == [Outcome.SHED] * 5
     again = [a for a in run.attempts if a.attempt == 2]
     assert len(again) == 5
-    assert all(a.due_s - a.intended_s >= 0.05 and a.sent_s >= a.due_s - 0.002 for a in again)
+    assert all(a.due_s - a.intended_s >= 0.05 and a.sent_s >= a.due_s for a in again)
     assert Counter(received.body for received in server.received).most_common()[-1][1] == 2
     cell = summarise(run).cells[0]
     assert (cell.requests, cell.attempts, cell.outcomes) == (5, 10, {Outcome.SERVED: 5})
@@ -386,12 +409,19 @@ async def started(
 
 async def test_the_command_runs_a_scenario_and_writes_its_files(tmp_path: Path) -> None:
     async with Server(stream).running() as server:
-        process = await started(tmp_path, server, 0.5)
+        process = await started(
+            tmp_path, server, 0.5, SCENARIO, "--export", "vllm-bench", "--export", "guidellm"
+        )
         out, _ = await process.communicate()
     assert process.returncode == 0
     assert b"gold" in out
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"requests.jsonl", "state.jsonl", "meta.json", "summary.json", "report.html"}
+    assert names == {
+        "requests.jsonl", "state.jsonl", "meta.json", "summary.json", "summary.csv", "report.html",
+        "vllm-bench.json", "guidellm.json",
+    }  # fmt: skip
+    completed = msgspec.json.decode((tmp_path / "out" / "vllm-bench.json").read_bytes())["completed"]
+    assert completed == (tmp_path / "out" / "requests.jsonl").read_text().count('"outcome":"served"') > 0
     meta = msgspec.json.decode((tmp_path / "out" / META).read_bytes(), type=Meta)
     assert (meta.label, meta.name, meta.machine.cores >= 1) == ("out", "small", True)
 

@@ -24,12 +24,12 @@ from loadgen.progress import Progress
 from loadgen.reading import read
 from loadgen.records import Outcome, Run, load
 from loadgen.run import Order, Runner
-from loadgen.scenario import Scenario, Tokenizer
+from loadgen.scenario import Header, PromptForm, Scenario, Tokenizer
 from loadgen.summary import summarise
 from loadgen.workloads.prefix_hits import hits
 from tests.integration.loadgen.engine.simulated import simulated
 from tests.integration.loadgen.server import Received, Server
-from tests.support.loadgen_builders import scenario
+from tests.support.loadgen_builders import scenario, tenant
 
 TRACES = Path(__file__).parents[2] / "support" / "traces"
 MOONCAKE = TRACES / "mooncake-conversation-excerpt.jsonl"
@@ -140,6 +140,17 @@ async def test_other_lengths_than_asked_are_said(tmp_path: Path) -> None:
         run = await measured(tmp_path, planned(tmp_path, tenant, "endpoint: chat"), url)
     (note,) = summarise(run).notes
     assert note.startswith("10 of 10 prompts (100.0%) had other lengths than asked: +6 to +6 tokens, +30.00%")
+
+
+async def test_tokens_are_counted_with_the_headers_of_a_tenant() -> None:
+    async def counts(received: Received, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"count": len(str(received.json["prompt"]).split())})
+
+    keyed = tenant("keyed", headers=(Header("Authorization", "Token abc"),))
+    world = scenario(tenant("open"), keyed, tokenizer=Tokenizer(), prompt=PromptForm.TEXT)
+    async with Server(counts).running() as server:
+        await prepare(world, server.url)
+    assert {received.headers["authorization"] for received in server.received} == {"Token abc"}
 
 
 async def test_an_engine_that_cannot_tokenize_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

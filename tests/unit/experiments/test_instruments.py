@@ -282,12 +282,12 @@ def test_the_table_has_the_errors() -> None:
     )
     failed = Result("GuideLLM", 200.0, 60, None, OWN, 3.0, "did not end within 75 s")
     first, second, third = comparison.table([failed, GOOD, off]).splitlines()[2:]
-    assert "| 20 | loadgen | 20.0 | 3 of 3 | 29.0, 50.0 | 30.0 | 28.0 | +2.0 |" in first
+    assert "| 20 | loadgen | 20.0 | 3 of 3 | 29.0, 50.0 | 30.0 | 28.0 | +2.0 | 1.0 |" in first
     assert "| 12.0 (too slow) | 2 of 3 |" in second
     assert "| +9.0 |" in second
     assert "| -4.76 |" in second
     assert "| 200 | GuideLLM | did not end within 75 s |" in third
-    assert {line.count("|") for line in comparison.table([failed, GOOD, off]).splitlines()} == {17}
+    assert {line.count("|") for line in comparison.table([failed, GOOD, off]).splitlines()} == {18}
 
 
 def test_the_cost_is_a_line_through_the_runs_that_kept_up() -> None:
@@ -321,6 +321,18 @@ def test_the_cost_is_a_line_through_the_runs_that_kept_up() -> None:
 )
 def test_the_goals_are_those_of_loadgen(result: Result, reached: list[bool]) -> None:
     assert [is_reached for _, is_reached in comparison.goals([result])] == reached
+
+
+def test_a_late_simulator_is_named_and_its_first_tokens_are_not_judged() -> None:
+    late = replace(GOOD, own=replace(OWN, delay_mean_s=0.009), figures=replace(FIGURES, ttft_mean_s=0.06))
+    assert [goal for goal, _ in comparison.goals([late])] == [
+        "loadgen at 20/s: +0.00 % between tokens, within 1 %"
+    ]
+    (note,) = comparison.notes([GOOD, late, replace(late, instrument="aiperf")])
+    assert "not judged, because the simulator itself was 9.0 ms late" in note
+    real = replace(late, own=replace(OWN, delay_mean_s=None))
+    assert [is_reached for _, is_reached in comparison.goals([real])] == [True, False]
+    assert comparison.notes([real]) == []
 
 
 def test_the_record_has_the_errors() -> None:

@@ -15,6 +15,7 @@ from loadgen import causes, probe, report
 from loadgen.failures import failures, table, text
 from loadgen.probe import Reply
 from loadgen.records import META, REQUESTS, Attempt, Lines, Outcome, load, save
+from loadgen.scenario import Header
 from loadgen.sse import Failure
 from loadgen.summary import summarise
 from tests.support.loadgen_builders import attempt, run, tenant
@@ -168,6 +169,8 @@ def test_a_refused_key_and_a_redirect_are_problems_and_a_busy_server_is_none() -
     gold = tenant(key="sk-1")
     refused = probe.problem(Reply(401, content=b'{"error": {"message": "no key sk-1"}}'), gold)
     assert refused == "refuses tenant 'gold' with 401 (no key [key]); correct `key` in the scenario"
+    named = tenant(headers=(Header("X-Api-Key", "sk-2"),))
+    assert "(no key [key])" in probe.problem(Reply(401, content=b"no key sk-2"), named)
     assert "give the tenant a `key`" in probe.problem(Reply(403), tenant())
     assert "redirects to https://b" in probe.problem(Reply(308, "https://b"), gold)
     for status in (200, 404, 429, 500, 503):

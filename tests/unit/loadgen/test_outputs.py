@@ -8,12 +8,15 @@ import pytest
 
 from loadgen import examples, outputs
 from loadgen.__main__ import main
+from loadgen.engine import calibrate
 from loadgen.outputs import OutputExists
 
 
-@pytest.mark.parametrize("name", ["meta.json", "requests.jsonl", "report.html", "rates.csv", "rate-4-run1"])
+@pytest.mark.parametrize("name", ["meta.json", "requests.jsonl", "report.html", "rates.csv", "rate-4-run1/a"])
 def test_a_folder_with_results_is_refused_and_named_with_the_fix(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
+    name = name.partition("/")[0]
     with pytest.raises(OutputExists) as raised:
         outputs.check_folder(tmp_path, force=False)
     assert str(tmp_path) in str(raised.value)
@@ -112,3 +115,11 @@ def test_a_factor_that_is_none_is_named(capsys: pytest.CaptureFixture[str], text
         main(["check", "s.yaml", f"--scale-rate={text}"])
     assert ended.value.code == 2
     assert f"argument --scale-rate: {text} is not a number above 0" in capsys.readouterr().err
+
+
+def test_a_calibration_does_not_overwrite_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "costs.json").write_text("earlier")
+    with pytest.raises(SystemExit) as ended:
+        calibrate.main(["--url", "http://127.0.0.1:1", "--out", str(tmp_path / "costs.json")])
+    assert ended.value.code == 2
+    assert "costs.json exists; give another --out, or --force" in capsys.readouterr().err

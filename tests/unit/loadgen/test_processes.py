@@ -102,12 +102,13 @@ def written(folder: Path, description: Meta, *attempts: Attempt) -> Path:
 
 def test_the_records_of_all_parts_are_in_the_order_of_their_ends(tmp_path: Path) -> None:
     one = [attempt(1.0), attempt(3.0, sent_s=3.5, reason="é")]
+    one.insert(0, attempt(0.1, sent_s=0.8, end_s=0.9, is_measured=False))  # its delay does not count
     two = [attempt(0.5), attempt(2.0)]
     parts = [written(tmp_path / "1", meta(), *one), written(tmp_path / "2", meta(), *two)]
     (tmp_path / "out").mkdir()
     whole = merge(tmp_path / "out", parts)
     run = load(tmp_path / "out")
-    assert [each.end_s for each in run.attempts] == [1.5, 2.0, 3.0, 4.0]
+    assert [each.end_s for each in run.attempts] == [0.9, 1.5, 2.0, 3.0, 4.0]
     assert {msgspec.json.encode(each) for each in run.attempts} == {
         msgspec.json.encode(each) for each in (*one, *two)
     }

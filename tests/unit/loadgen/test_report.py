@@ -203,6 +203,9 @@ def test_short_responses_are_a_warning_unless_the_model_may_end_them() -> None:
     told = report.text(made.meta, summarise(made)).splitlines()
     assert "! 1 responses were shorter than requested: the engine does not obey ignore_eos." in told
     assert "2 responses were shorter than requested, as the model chose." in told
+    # Without the engine's count, an event may have carried several tokens.
+    events = run(attempt(tokens=3, is_counted=False), tenants=tenants)
+    assert "were shorter" not in report.text(events.meta, summarise(events))
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,15 @@ def test_wrong_goals_of_a_tenant_are_errors(slo: str, error: str) -> None:
     assert error in str(raised.value)
 
 
+@pytest.mark.parametrize("more", ["stream: false\n", "endpoint: embeddings\n"])
+def test_a_goal_for_the_time_per_token_needs_a_stream(more: str) -> None:
+    one = ONE.replace("    output: 20\n", "") if "embeddings" in more else ONE
+    with pytest.raises(ScenarioError) as raised:
+        made(more + HEAD + one + "    slo: {ttft_ms: 300, tpot_ms: 20}\n")
+    assert "tenants[0] has the goal tpot_ms, but answers are not streamed" in str(raised.value)
+    assert "remove 'tpot_ms:', or 'stream: false'" in str(raised.value)
+
+
 def test_a_minimal_scenario_has_defaults() -> None:
     scenario = made(HEAD + ONE)
     assert scenario.tenants[0].input == Fixed(100)

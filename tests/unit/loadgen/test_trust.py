@@ -191,6 +191,14 @@ def test_a_rare_stall_counts_if_it_touches_requests() -> None:
     assert doubts(made(touched, **long))[0].startswith("stood still in 'whole run' for 20 ms at 60.0 s")
 
 
+def test_a_rare_stall_of_one_of_several_processes_delays_few_requests() -> None:
+    """Two stalls of 45 ms in 60 s are more than one in a thousand, but not in each of two processes."""
+    stalls = [Stall(20.5, 0.045), Stall(40.5, 0.045)]
+    long = {"duration_s": 60.0, "ended_s": 60.0, "stalls": stalls}
+    assert doubts(made(**long))[0].startswith("stood still in 'whole run' for 45 ms")
+    assert doubts(made(**long, processes=2)) == []
+
+
 def test_the_report_shows_the_delays_and_the_doubts() -> None:
     doubtful = made(loop=(0.0002, 0.005), waited=0.012)
     summary = summarise(doubtful)

@@ -147,6 +147,18 @@ async def test_recorded_texts_are_counted() -> None:
     assert said == ["t: 1 requests with more than 15 input tokens are left out, by the tokenizer's count."]
 
 
+async def test_the_longest_output_holds_for_counted_answers_of_all_turns() -> None:
+    asked, long = (Message("user", "one two"),), "three " * 9
+    later = (Traced(0.0, 9, 3, messages=asked, answer=long), Traced(0.0, 9, 3, messages=asked, answer="four"))
+    known = Traced(0.0, 9, 3, (), asked, long, later)
+    who = tenant(trace=Trace("t", (known,), most_output=3), endpoint=Endpoint.CHAT)
+    ready, _ = await prepared(scenario(who, prompt=PromptForm.TEXT, tokenizer=Tokenizer()), Words())
+    trace = ready.tenants[0].trace
+    assert trace is not None
+    (first,) = trace.requests
+    assert [first.output_tokens, *(turn.output_tokens for turn in first.later)] == [3, 3, 1]
+
+
 async def test_a_trace_of_texts_that_are_all_too_long_is_an_error() -> None:
     known = (Traced(0.0, 9, 9, (), (Message("user", "one two"),), "three"),)
     world = scenario(tenant(trace=Trace("t", known, most_input=5)), tokenizer=Tokenizer())
@@ -167,6 +179,10 @@ async def test_without_a_tokenizer_nothing_is_counted() -> None:
         (
             "tokenizer: engine\nprompt: ids",
             "s.yaml:4: tokenizer stands beside token ids, which are exact; remove",
+        ),
+        (
+            "tokenizer: engine\ntokens_per_byte: 0.3",
+            "s.yaml:5: tokens_per_byte stands beside a tokenizer, which counts tokens; remove it",
         ),
     ],
 )

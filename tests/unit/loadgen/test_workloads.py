@@ -311,6 +311,15 @@ def test_what_is_cut_is_counted_and_said(tmp_path: Path) -> None:
     assert talks.notes == ("t.csv: 1 requests with more than 10 input tokens are left out.",)
 
 
+def test_the_longest_output_cuts_the_answers_of_all_turns() -> None:
+    later = (Traced(0.0, 5, 900), Traced(0.0, 5, 50))
+    row = Row(1, 0.0, 10, 500, (), (Message("user", "x"),), "y", later)
+    trace = select([row], Selection(most_output=100), Path("f"), "f")
+    (first,) = trace.requests
+    assert [first.output_tokens, *(turn.output_tokens for turn in first.later)] == [100, 100, 50]
+    assert trace.notes == ("f: 2 outputs are cut to 100 tokens, by 1200 tokens in all (82.8% of them).",)
+
+
 def test_rows_may_be_a_little_out_of_order() -> None:
     rows = [Row(line, at, 1, 1) for line, at in enumerate((10.0, 12.0, 11.5, 13.2, 13.0, 12.9), 1)]
     part = select(iter(rows), Selection(duration_s=3.0), Path("t"), "t")
@@ -332,7 +341,9 @@ def test_another_process_sends_the_requests_of_a_trace_in_order(tmp_path: Path) 
 def test_the_workers_of_a_closed_loop_share_a_trace() -> None:
     trace = Trace("t", tuple(Traced(0.0, size, 1) for size in range(1, 7)))
     who = tenant(process=Closed(3, 0.0), trace=trace)
-    sent = {w: [r.input_tokens for r in itertools.islice(requests(who, 1, w), 3)] for w in ("w0", "w1", "w2")}
+    sent = {
+        w: [r.input_tokens for r in itertools.islice(requests(who, 1, w, 3), 3)] for w in ("w0", "w1", "w2")
+    }
     assert sent == {"w0": [1, 4, 1], "w1": [2, 5, 2], "w2": [3, 6, 3]}
 
 

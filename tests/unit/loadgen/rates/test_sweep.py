@@ -8,6 +8,7 @@ import math
 import re
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from loadgen.rates.options import count, positive, rates, share
 from loadgen.rates.points import Point, point, pooled
 from loadgen.rates.steps import Steps, own_rate
 from loadgen.rates.sweep import sweep
-from loadgen.records import Attempt, LoopDelay, Outcome, Stall
+from loadgen.records import Attempt, LoopDelay, Outcome, Sample, Stall
 from loadgen.run import Order
-from loadgen.scenario import Closed, Constant, Fixed, Poisson, Process, Scenario
+from loadgen.scenario import Closed, Constant, Fixed, Poisson, Process, Replay, Scenario, Trace, Traced
 from loadgen.statistics import Estimate
 from loadgen.summary import WHOLE
 from tests.support.loadgen_builders import attempt, run, scenario, tenant
@@ -190,7 +191,11 @@ def test_a_backlog_that_grows_is_seen_and_a_full_server_is_not_one(tmp_path: Pat
 @pytest.mark.parametrize(
     ("attempts", "complaints", "obstacle"),
     [
-        ([attempt(at / 10, outcome=Outcome.SHED) for at in range(50)], [], "100% not served"),
+        (
+            [attempt(at / 10, outcome=Outcome.SHED, reason="queue_full") for at in range(50)],
+            [],
+            "100% not served, most often: queue_full",
+        ),
         ([attempt(at / 10, outcome=Outcome.CANCELLED) for at in range(90)], [], ""),
         ([attempt()], ["could not keep up"], "the generator did not keep up"),
         ([], [], "no request was due"),
@@ -217,6 +222,50 @@ def test_runs_of_one_rate_are_pooled_by_their_measured_times() -> None:
     ]  # fmt: skip
     assert (made.meta.duration_s, made.meta.warm_up_s, made.meta.phases) == (12.0, 0.0, [])
     assert [a.first_s for a in made.attempts] == [pytest.approx(1.1), pytest.approx(8.1)]
+
+
+def simulated(at_s: float, late_s: float) -> Sample:
+    return Sample(at_s, "http://e", "engine", engine={"steps": at_s, "step_delay_s": late_s, "lost_s": 0.0})
+
+
+def test_a_simulator_that_does_not_keep_up_is_told_of_each_run() -> None:
+    """Its counters grow from run to run, also by runs of other rates in between."""
+    one = run(attempt(), samples=[simulated(0.0, 0.0), simulated(10.0, 0.001)])
+    two = run(attempt(), samples=[simulated(20.0, 9.0), simulated(30.0, 9.001)])
+    late = run(attempt(), samples=[simulated(20.0, 9.0), simulated(30.0, 10.0)])
+    assert not any("simulator" in told for told in point(1.0, [one, two]).summary.complaints)
+    (found,) = (told for told in point(1.0, [one, late]).summary.complaints if "simulator" in told)
+    assert "the tokens of a step of http://e in run 2 came 100 ms late on average" in found
+    (found,) = (told for told in point(1.0, [late]).summary.complaints if "simulator" in told)
+    assert "a step of http://e came" in found
+
+
+def replayed(*at_s: float, **fields: Any) -> Scenario:
+    who = tenant(process=Replay(), trace=Trace("t", tuple(Traced(at, 16, TOKENS) for at in at_s)))
+    return scenario(who, **fields)
+
+
+def test_a_trace_is_swept_at_its_true_rates_for_as_long_as_it_lasts(tmp_path: Path) -> None:
+    """Otherwise the idle time after the trace would hide that one slot cannot serve more than 1/s."""
+    engine = VirtualEngine(1, STEP_S)
+    made = replayed(*(at * 2.0 for at in range(60)), duration_s=120.0)
+    steps, result = swept(tmp_path, engine, made, [0.5, 0.8, 2.0, 4.0])
+    assert [one.due_per_s for one in steps.points.values()] == pytest.approx([0.5, 0.8, 2.0, 4.0], rel=0.02)
+    assert [one.keeps_up for one in steps.points.values()] == [True, True, False, False]
+    assert result.numbers["at"] == 0.8
+
+
+def test_a_short_trace_has_its_own_rate() -> None:
+    assert own_rate(replayed(*range(31), duration_s=120.0)) == pytest.approx(31 / 30)
+    two = replayed(*range(31), duration_s=120.0)
+    both = replace(two, tenants=(*two.tenants, tenant("spot", Poisson(2.0))))
+    assert own_rate(both) == pytest.approx(31 / 30 + 2)
+
+
+@pytest.mark.parametrize("made", [replayed(0.0, 0.0), replayed(*range(10), warm_up_s=9.5)])
+def test_a_trace_that_is_too_short_for_a_rate_is_named(made: Scenario) -> None:
+    with pytest.raises(ScenarioError, match=r"the trace of gold ends after .* at this rate, so nothing is"):
+        own_rate(made)
 
 
 def test_the_files_of_a_sweep_have_all_points_with_intervals(tmp_path: Path) -> None:
