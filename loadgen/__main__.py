@@ -66,7 +66,9 @@ def _scenario(arguments: argparse.Namespace) -> Scenario:
     if arguments.cool_down is not None:
         scenario = replace(scenario, cool_down_s=arguments.cool_down)
     if problem := unmeasured(scenario.duration_s, scenario.warm_up_s, scenario.cool_down_s):
-        raise ScenarioError(f"{arguments.scenario} {problem}; give a longer --duration, or less --warm-up")
+        raise ScenarioError(
+            f"{arguments.scenario} {problem}; give a longer --duration, or a shorter --warm-up or --cool-down"
+        )
     return scenario
 
 
@@ -201,7 +203,7 @@ def _check_order(scenario: Scenario, arguments: argparse.Namespace) -> None:
     if scenario.faults and not (arguments.allow_faults or arguments.skip_faults):
         raise ScenarioError(
             f"{arguments.scenario}: the scenario has faults, the first being '{scenario.faults[0].name}'; "
-            "give --allow-faults to inflict them, or --skip-faults"
+            "give --allow-faults to run them, or --skip-faults to leave them out"
         )
 
 
@@ -216,7 +218,9 @@ def _compare(arguments: argparse.Namespace) -> int:
     runs = [load(folder) for folder in arguments.folders]
     groups = compare.groups(runs, [summarise(run) for run in runs])
     if asked and len(groups) < 2:
-        raise ScenarioError("--fail-if compares labels, and all runs have the same; give runs of two labels")
+        raise ScenarioError(
+            "--fail-if compares labels, and all runs have the same label; give runs of two labels"
+        )
     judged = compare.judge(asked, groups)
     print(compare.text(groups, judged))
     if arguments.out is not None:

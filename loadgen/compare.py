@@ -28,7 +28,7 @@ from loadgen.summary import EVERYONE, MEASURES, WHOLE, Cell, Summary, is_rate, r
 SHOWN = ("TTFT p50", "TTFT p99", "gap p99", "e2e p99", "out tok/s", "tok/s")
 SHORT = ("TTFT p50", "TTFT p99", "tok/s")
 """Columns of a terminal."""
-_HEAD = ("tenant", "phase", "label", "runs", "requests", "served", "shed")
+_HEAD = ("tenant", "phase", "label", "runs", "requests", "served", "refused")
 
 
 class Compared(msgspec.Struct, frozen=True):
@@ -53,7 +53,7 @@ class Row(msgspec.Struct, frozen=True):
     requests: int
     served: float
     """Share of the requests, over all runs."""
-    shed: int
+    refused: int
     measures: dict[str, Compared]
 
 
@@ -99,9 +99,9 @@ def rows(compared: Sequence[Group]) -> list[Row]:
 def _row(tenant: str, phase: str, label: str, cells: list[Cell], first: list[Cell]) -> Row:
     asked = sum(cell.requests for cell in cells)
     served = sum(cell.ended(Outcome.SERVED) for cell in cells)
-    shed = sum(cell.refused for cell in cells)
+    refused = sum(cell.refused for cell in cells)
     measures = {name: made for name in MEASURES if (made := _compared(name, cells, first)) is not None}
-    return Row(tenant, phase, label, len(cells), asked, served / asked if asked else 1.0, shed, measures)
+    return Row(tenant, phase, label, len(cells), asked, served / asked if asked else 1.0, refused, measures)
 
 
 def _compared(measure: str, cells: list[Cell], first: list[Cell]) -> Compared | None:
@@ -161,7 +161,7 @@ def _line(row: Row) -> list[str]:
         str(row.runs),
         str(row.requests),
         f"{row.served:.1%}",
-        str(row.shed),
+        str(row.refused),
         *(_cell(name, row.measures.get(name)) for name in SHOWN),
     ]
 
@@ -171,13 +171,13 @@ def _short_line(row: Row) -> list[str]:
     cells = [_cell(name, row.measures.get(name)).partition("\n") for name in SHORT]
     flat = [f"{value} [{small}]" if "p99" in name and small else value
             for name, (value, _, small) in zip(SHORT, cells, strict=True)]  # fmt: skip
-    return [row.tenant, row.phase, row.label, f"{row.served:.1%}", str(row.shed), *flat]
+    return [row.tenant, row.phase, row.label, f"{row.served:.1%}", str(row.refused), *flat]
 
 
 def text(compared: Sequence[Group], judged: Sequence[RegressionResult] = ()) -> str:
     """The comparison for a terminal, with the results of ``--fail-if``."""
     lines = [_short_line(row) for row in rows(compared)]
-    table = words.text_table(("tenant", "phase", "label", "served", "shed", *SHORT), lines, left=3)
+    table = words.text_table(("tenant", "phase", "label", "served", "refused", *SHORT), lines, left=3)
     results = words.text_table(regression_words.HEAD, regression_words.rows(judged), left=3)
     return "\n".join(
         [
@@ -191,8 +191,8 @@ def text(compared: Sequence[Group], judged: Sequence[RegressionResult] = ()) -> 
 
 def _legend(compared: Sequence[Group]) -> str:
     return (
-        f"In round brackets: the ratio to {compared[0].label}. Below or in square brackets: the 95 % "
-        f"confidence interval, within a single run or across {LEAST_RUNS} and more; the worst of several."
+        f"Round brackets: the ratio to {compared[0].label}. Below or in square brackets: the 95 % confidence "
+        f"interval, of a single run or across {LEAST_RUNS} runs and more; and the worst of several runs."
     )
 
 
@@ -220,7 +220,7 @@ def html(compared: Sequence[Group], judged: Sequence[RegressionResult] = ()) -> 
         "<h2>In numbers</h2>",
         words.html_table((*_HEAD, *SHOWN), lines, _legend(compared), label="Comparison", left=3),
         "<h2>99th percentile of the time to first token</h2>",
-        '<p class="soft note">Lines: the 95 % confidence interval, within a single run or across several '
+        '<p class="soft note">Lines: the 95 % confidence interval, of a single run or across several '
         "runs.</p>",
         plots([_bars(tenant, made, compared) for tenant in tenants], pairs=True),
         "<h2>The same over time</h2>",
@@ -275,5 +275,5 @@ def _over_time(tenant: str, first: Sequence[tuple[Run, dict[str, Latencies]]]) -
         for i, (run, made) in enumerate(first)
     ]
     bands = tuple(Band(p.name, p.from_s, p.to_s) for p in first[0][0].meta.phases)
-    title = f"{tenant}, per {windows.width_s:g} s, first run of each"
+    title = f"{tenant}, per {windows.width_s:g} s, first run of each label"
     return curves(title, series, Frame(until, bands), unit="s", is_log=True, is_half=True)

@@ -85,21 +85,21 @@ _WITHIN = "at least 0, at most `duration_s`"
 _TOP = (
     _text("name", REQUIRED, "The name in reports."),
     _text("model", REQUIRED, "The model that requests name."),
-    _seconds("duration_s", REQUIRED, "The duration of the arrivals.", _ABOVE),
-    _mapping("tenants", REQUIRED, "Who sends requests.", "list, at least one"),
-    ScenarioField("seed", "whole number", "", Bounds(), "0", "Decides arrivals, lengths and prompts."),
+    _seconds("duration_s", REQUIRED, "The duration of the arrivals. It includes warm-up and cool-down.", _ABOVE),
+    _mapping("tenants", REQUIRED, "The tenants that send requests.", "list, at least one"),
+    ScenarioField("seed", "whole number", "", Bounds(), "0", "Two runs with the same seed have the same arrivals, lengths and prompts."),
     _text(
         "endpoint",
         f"`{Endpoint.COMPLETIONS}`",
-        "The API of all tenants without their own.",
+        "The API of all tenants that do not name one.",
         _words(tuple(Endpoint)),
     ),
     _text("route", "none", "The former name of `endpoint`.", "as `endpoint`"),
-    _truth("stream", "true", "Whether answers are streamed."),
+    _truth("stream", "true", "Whether responses are streamed."),
     _text(
         "prompt",
         f"`{PromptForm.IDS}`, or `{PromptForm.TEXT}` where the endpoint takes no ids, or with `tokenizer`",
-        "Token ids have exact lengths. Text has about the length that `tokens_per_byte` says.",
+        "Token ids have exact lengths. Without `tokenizer`, text has about the length that follows from `tokens_per_byte`.",
         _words(tuple(PromptForm)),
     ),
     ScenarioField(
@@ -108,7 +108,7 @@ _TOP = (
         "tokens per byte",
         Bounds(LEAST_TOKENS_PER_BYTE),
         "0.25",
-        "The tokens of a byte of text.",
+        "The mean number of tokens in a byte of text.",
     ),
     _mapping(
         "tokenizer",
@@ -119,14 +119,14 @@ _TOP = (
     ),
     _text("tokenizer.file", REQUIRED, "A `tokenizer.json`, for the library `tokenizers`.", "path"),
     _seconds("timeout_s", "120", "The time limit of an attempt.", _ABOVE),
-    _seconds("drain_s", "`timeout_s`", "The time limit for answers after the last arrival."),
+    _seconds("drain_s", "`timeout_s`", "The time limit for responses after the end of the arrivals. Requests without one then are cut."),
     ScenarioField(
         "spread",
         "`round_robin`, `random`, or a list of weights",
         "",
         "weights at least 0, one of them above 0",
         "`round_robin`",
-        "The distribution over the URLs. Weights are in the order of `--url`.",
+        "The distribution of the attempts over the URLs. Weights are in the order of `--url`.",
     ),
     _seconds(
         "warm_up_s",
@@ -142,19 +142,19 @@ _TOP = (
         "at least 0; with `warm_up_s`, less than `duration_s`",
     ),
     _mapping(
-        "phases", "none", "Spans of time with their own rates and their own rows in the report.", "list"
+        "phases", "none", "Spans of time with factors of the rates, and with rows of their own in the report.", "list"
     ),
-    _mapping("faults", "none", "Faults of the system. They need `--allow-faults`.", "list"),
+    _mapping("faults", "none", "Commands and signals that disturb the servers. They need `--allow-faults`.", "list"),
 )
 _TENANT = (
     _text("tenants[].name", REQUIRED, "Names are unique."),
     _text(
         "tenants[].key",
         "none",
-        "The API key. `env` names an environment variable. No result has it.",
+        "The API key. `env` names an environment variable. No result contains the key.",
         _SECRET,
     ),
-    _text("tenants[].tier", "none", "For the report and for goals."),
+    _text("tenants[].tier", "none", "A name in the report. A goal for it is judged for each tenant of the tier."),
     _mapping(
         "tenants[].arrivals", "the times of `trace`", "When requests are due.", "[one mapping](#arrivals)"
     ),
@@ -169,39 +169,39 @@ _TENANT = (
         "required without `trace`",
         "The length of prompts; of conversations, the new tokens of each turn.",
     ),
-    _lengths("tenants[].output", "required without `trace`", "The length of answers."),
-    _seconds("tenants[].starts_s", "0", "The start of the arrivals."),
-    _seconds("tenants[].ends_s", "`duration_s`", "The end of the arrivals.", "above `starts_s`"),
+    _lengths("tenants[].output", "required without `trace`", "The length of responses."),
+    _seconds("tenants[].starts_s", "0", "The start of the tenant's arrivals."),
+    _seconds("tenants[].ends_s", "`duration_s`", "The end of the tenant's arrivals.", "above `starts_s`"),
 )
 _BEHAVIOUR = (
-    _mapping("tenants[].slo", "none", "The goals of each request, for goodput. At least one."),
+    _mapping("tenants[].slo", "none", "The limits of the latencies of each request, for goodput. At least one."),
     *(
         ScenarioField(f"tenants[].slo.{name}", "number", "ms", _ABOVE, "none", meaning)
         for name, meaning in (
-            ("ttft_ms", "Time to first token."),
+            ("ttft_ms", "Time to first token, from when the request was due."),
             ("tpot_ms", "Time per output token after the first."),
-            ("e2e_ms", "Time until the end of the answer."),
+            ("e2e_ms", "Time from when the request was due until the end of the response."),
         )
     ),
-    _mapping("tenants[].prefix", "none", "A shared beginning of prompts, such as a system prompt."),
+    _mapping("tenants[].prefix", "none", "A beginning that prompts share, such as a system prompt."),
     _tokens("tenants[].prefix.tokens", REQUIRED, "Its length. `input` includes it."),
     ScenarioField(
         "tenants[].prefix.share", "number", "", Bounds(0, 1), "1", "The share of requests that have it."
     ),
-    _text("tenants[].prefix.name", "the tenant's name", "Tenants with one name share it."),
-    _mapping("tenants[].retries", "none", "What clients do after a 429, a 503 or no connection."),
+    _text("tenants[].prefix.name", "the tenant's name", "Tenants whose prefix has the same name share it."),
+    _mapping("tenants[].retries", "none", "Further attempts after status 429, 503 or 529, or without a connection."),
     ScenarioField(
         "tenants[].retries.most",
         "whole number",
         "attempts",
         Bounds(),
         str(_RETRIES.most),
-        "Attempts after the first.",
+        "The most attempts after the first.",
     ),
     _truth(
         "tenants[].retries.honour_retry_after",
         str(_RETRIES.honour_retry_after).lower(),
-        "Whether the wait is that of `Retry-After`.",
+        "Whether clients wait for the time of the header `Retry-After`.",
     ),
     _seconds(
         "tenants[].retries.wait_s",
@@ -211,19 +211,19 @@ _BEHAVIOUR = (
     _mapping(
         "tenants[].cancel",
         "none",
-        "Requests that the client ends itself. They count on their own, not as failures. It has `share` and "
-        "one of the other two.",
+        "Requests that the client ends itself. They count as cancelled, not as failed. Write `share`, and "
+        "either `after_s` or `after_tokens`.",
     ),
     ScenarioField(
-        "tenants[].cancel.share", "number", "", Bounds(0, 1, True), REQUIRED, "The share of requests."
+        "tenants[].cancel.share", "number", "", Bounds(0, 1, True), REQUIRED, "The share of requests that the client ends."
     ),
-    _seconds("tenants[].cancel.after_s", "none", "The time after the sending.", _ABOVE),
-    _tokens("tenants[].cancel.after_tokens", "none", "The received tokens of a stream."),
+    _seconds("tenants[].cancel.after_s", "none", "The time from the sending until the client ends the request.", _ABOVE),
+    _tokens("tenants[].cancel.after_tokens", "none", "The received tokens after which the client ends the stream."),
     _mapping(
         "tenants[].conversation",
         "none",
-        "Requests come in conversations. `arrivals` are their starts. Each turn sends the earlier turns with "
-        "the received answers. It ends early after a refusal or a failure.",
+        "Requests come in conversations, whose starts are the `arrivals`. Each turn sends the earlier turns with "
+        "the received responses. A conversation ends early after a refusal or a failure.",
     ),
     ScenarioField(
         "tenants[].conversation.turns",
@@ -231,29 +231,29 @@ _BEHAVIOUR = (
         "turns",
         Bounds(1, MOST_TURNS),
         REQUIRED,
-        "The turns of a conversation, such as `{uniform: {least: 2, most: 6}}`.",
+        "The number of turns, such as `{uniform: {least: 2, most: 6}}`.",
     ),
     _seconds(
         "tenants[].conversation.think_s",
         REQUIRED,
-        "The pause between an answer and the next turn: a number, `{exponential: {mean: 5}}` or "
+        "The pause between a response and the next turn: a number, `{exponential: {mean: 5}}` or "
         "`{uniform: {least: 2, most: 9}}`.",
     ),
-    _lengths("tenants[].conversation.later_input", "`input`", "New tokens of the turns after the first."),
-    _lengths("tenants[].conversation.later_output", "`output`", "Answers of the turns after the first."),
+    _lengths("tenants[].conversation.later_input", "`input`", "The new tokens of each turn after the first."),
+    _lengths("tenants[].conversation.later_output", "`output`", "The length of the responses after the first turn."),
 )
 _REQUESTS = (
     _text("tenants[].endpoint", "the scenario's", "The API of this tenant.", _words(tuple(Endpoint))),
-    _text("tenants[].model", "the scenario's", "Another model, such as a LoRA adapter."),
-    ScenarioField("tenants[].priority", "whole number", "", Bounds(-(1 << 31)), "none", "vLLM's `priority`."),
-    _truth("tenants[].ignore_eos", "true", "Whether `output` sets the length, or only its bound."),
+    _text("tenants[].model", "the scenario's", "The model of this tenant, such as a LoRA adapter."),
+    ScenarioField("tenants[].priority", "whole number", "", Bounds(-(1 << 31)), "none", "vLLM's field `priority`. Lower values run sooner."),
+    _truth("tenants[].ignore_eos", "true", "true: the engine generates exactly `output` tokens. false: `output` is an upper bound."),
     ScenarioField(
         "tenants[].batch",
         "whole number",
         "texts",
         Bounds(1, MOST_BATCH),
         "1 for embeddings, 10 for reranking",
-        "Inputs of a request.",
+        "The texts of a request to embed, or the documents of a request to rerank.",
     ),
     _mapping(
         "tenants[].headers", "none", f"Further headers. A value is a {_SECRET}.", "mapping of names to values"
@@ -263,7 +263,7 @@ _REQUESTS = (
 _ARRIVALS = (
     _rate("tenants[].arrivals.constant.rate", "Requests at equal distances."),
     _rate("tenants[].arrivals.poisson.rate", "Requests of many independent users."),
-    _rate("tenants[].arrivals.bursty.rate", "Batches at random times."),
+    _rate("tenants[].arrivals.bursty.rate", "Requests in batches, which come at random times."),
     ScenarioField(
         "tenants[].arrivals.bursty.burst",
         "whole number",
@@ -272,30 +272,30 @@ _ARRIVALS = (
         REQUIRED,
         "The requests of a batch.",
     ),
-    _rate("tenants[].arrivals.gamma.rate", "Gaps with a gamma distribution."),
+    _rate("tenants[].arrivals.gamma.rate", "Requests whose gaps have a gamma distribution."),
     ScenarioField(
         "tenants[].arrivals.gamma.cv",
         "number",
         "",
         Bounds(LEAST_CV, MOST_CV),
         REQUIRED,
-        "The coefficient of variation of the gaps: 1 as `poisson`, above 1 in clusters, below 1 more evenly.",
+        "The standard deviation of the gaps / their mean: 1 as `poisson`, above 1 in clusters, below 1 more even.",
     ),
     _rate("tenants[].arrivals.ramp.from", "The rate at the start.", Bounds()),
     _rate("tenants[].arrivals.ramp.to", "The rate at the end.", Bounds()),
-    _seconds("tenants[].arrivals.ramp.over_s", REQUIRED, "The duration of the change.", _ABOVE),
-    _rate("tenants[].arrivals.on_off.rate", "The rate while it sends."),
-    _seconds("tenants[].arrivals.on_off.on_s", REQUIRED, "The time in which it sends.", _ABOVE),
-    _seconds("tenants[].arrivals.on_off.off_s", REQUIRED, "The pause.", _ABOVE),
+    _seconds("tenants[].arrivals.ramp.over_s", REQUIRED, "The duration of the change, after which the rate stays at `to`.", _ABOVE),
+    _rate("tenants[].arrivals.on_off.rate", "The rate during `on_s`."),
+    _seconds("tenants[].arrivals.on_off.on_s", REQUIRED, "The duration of the sending.", _ABOVE),
+    _seconds("tenants[].arrivals.on_off.off_s", REQUIRED, "The duration of the pause after it.", _ABOVE),
     ScenarioField(
         "tenants[].arrivals.closed.workers",
         "whole number",
         "workers",
         Bounds(1, 100_000),
         REQUIRED,
-        "Each waits for its answer.",
+        "The number of workers. Each waits for its response before it sends again.",
     ),
-    _seconds("tenants[].arrivals.closed.think_s", "0", "The pause of a worker after an answer."),
+    _seconds("tenants[].arrivals.closed.think_s", "0", "The pause of a worker after a response."),
 )
 
 
@@ -304,15 +304,15 @@ def _trace(form: str, *own: ScenarioField, has_times: bool = True) -> tuple[Scen
     start = f"tenants[].trace.{form}"
     times = (
         _seconds(f"{start}.start_s", "0", "The start of the part, in seconds of the trace."),
-        _seconds(f"{start}.duration_s", "to the end", "Its duration, in seconds of the trace.", _ABOVE),
-        ScenarioField(f"{start}.speed", "number", "", _ABOVE, "1", "Divides all gaps."),
+        _seconds(f"{start}.duration_s", "to the end", "The duration of the part, in seconds of the trace.", _ABOVE),
+        ScenarioField(f"{start}.speed", "number", "", _ABOVE, "1", "The factor by which all gaps are divided."),
         ScenarioField(
             f"{start}.rate", "number", "requests/s", _ABOVE, "none", "The mean rate, instead of `speed`."
         ),
-        ScenarioField(f"{start}.lengths", "number", "", _ABOVE, "1", "Multiplies all lengths."),
+        ScenarioField(f"{start}.lengths", "number", "", _ABOVE, "1", "The factor of all lengths."),
     )
     return (
-        _text(f"{start}.file", REQUIRED, "Plain, or packed as `.gz`. Relative to the scenario.", "path"),
+        _text(f"{start}.file", REQUIRED, "The path, relative to the scenario. The file may be compressed (`.gz`).", "path"),
         ScenarioField(
             f"{start}.most_input",
             "whole number",
@@ -322,7 +322,7 @@ def _trace(form: str, *own: ScenarioField, has_times: bool = True) -> tuple[Scen
             "Longer prompts are cut; longer texts are left out.",
         ),
         ScenarioField(
-            f"{start}.most_output", "whole number", "tokens", Bounds(1), "none", "Longer answers are cut."
+            f"{start}.most_output", "whole number", "tokens", Bounds(1), "none", "Longer outputs are cut."
         ),
         ScenarioField(
             f"{start}.most_requests",
@@ -350,7 +350,7 @@ _TRACES = (
         _text(
             "tenants[].trace.sharegpt.turns",
             f"`{Turns.FIRST}`",
-            "The first question, each question with what is before it, or the whole conversation.",
+            "The first question, each question with the recorded turns before it, or the whole conversation.",
             _words(tuple(Turns)),
         ),
         has_times=False,
@@ -374,25 +374,25 @@ def _range(kind: str, least: str, most: str, *, is_required: bool = False) -> tu
     )
 
 
-_CUT = "Shorter ones become this.", "Longer ones become this."
+_CUT = "Shorter lengths are set to this.", "Longer lengths are set to this."
 _DISTRIBUTIONS = (
-    _tokens("tenants[].input.fixed", REQUIRED, "As a plain number."),
+    _tokens("tenants[].input.fixed", REQUIRED, "The same as a plain number."),
     *_range("uniform", "The shortest.", "The longest.", is_required=True),
     ScenarioField(
-        "tenants[].input.normal.mean", "number", "tokens", _ABOVE, REQUIRED, "The mean before clipping."
+        "tenants[].input.normal.mean", "number", "tokens", _ABOVE, REQUIRED, "The mean before lengths are limited to `least` and `most`."
     ),
     ScenarioField(
         "tenants[].input.normal.deviation", "number", "tokens", Bounds(), REQUIRED, "The standard deviation."
     ),
     *_range("normal", *_CUT),
-    ScenarioField("tenants[].input.lognormal.median", "number", "tokens", _ABOVE, REQUIRED, "The median."),
+    ScenarioField("tenants[].input.lognormal.median", "number", "tokens", _ABOVE, REQUIRED, "The median before lengths are limited to `least` and `most`."),
     ScenarioField(
         "tenants[].input.lognormal.sigma",
         "number",
         "",
         Bounds(0, 5),
         REQUIRED,
-        "The deviation of the logarithm.",
+        "The standard deviation of the logarithm of the length.",
     ),
     *_range("lognormal", *_CUT),
     ScenarioField(
@@ -416,14 +416,14 @@ _PHASES = (
         "times the rate",
         "at least 0; at most 1 for the times of a trace",
         "1",
-        "Factors of the tenants' rates.",
+        "Factors of the tenants' rates in this phase.",
     ),
 )
 _FAULTS = (
-    _seconds("faults[].at_s", REQUIRED, "The time.", _WITHIN),
-    _mapping("faults[].run", "none", "A command. Either this or a signal.", "list of words, at least one"),
-    _text("faults[].signal", "none", "A signal to a process.", _words(SIGNALS)),
-    _text("faults[].pid_file", "required with `signal`", "The file with the process's id.", "path"),
+    _seconds("faults[].at_s", REQUIRED, "The time from the start of the run.", _WITHIN),
+    _mapping("faults[].run", "none", "A command with its arguments. Write either `run` or `signal`.", "list of words, at least one"),
+    _text("faults[].signal", "none", "A signal to the process that `pid_file` names.", _words(SIGNALS)),
+    _text("faults[].pid_file", "required with `signal`", "The file with the process id.", "path"),
 )
 SECTIONS = {
     "Scenario": _TOP,

@@ -29,8 +29,12 @@ def explain(scenario: Scenario) -> str:
 
 
 def _slo(slo: Slo) -> str:
-    goals = {"first token": slo.ttft_ms, "each further token": slo.tpot_ms, "last token": slo.e2e_ms}
-    return ", ".join(f"{what} within {ms:g} ms" for what, ms in goals.items() if ms is not None)
+    limits = {
+        "time to first token": slo.ttft_ms,
+        "time per output token": slo.tpot_ms,
+        "end to end": slo.e2e_ms,
+    }
+    return ", ".join(f"{what} at most {ms:g} ms" for what, ms in limits.items() if ms is not None)
 
 
 _HEAD = (
@@ -121,7 +125,7 @@ def _trace_notes(tenant: Tenant) -> list[str]:
 def _retries(tenant: Tenant) -> str:
     if not tenant.retries.most:
         return "none"
-    kind = "as told" if tenant.retries.honour_retry_after else "after their own backoff"
+    kind = "as Retry-After says" if tenant.retries.honour_retry_after else "with waits of their own"
     return f"{tenant.retries.most}, {kind}"
 
 

@@ -66,7 +66,7 @@ def text(found: Sequence[Failure]) -> list[str]:
         return []
     lines = [f"  {_line(failure)}" for failure in found[:MOST_LINES]]
     if (more := len(found) - MOST_LINES) > 0:
-        lines.append(f"  and {more} more reasons; the report has all")
+        lines.append(f"  and {more} more reasons, which are in the report")
     return ["attempts that were not served:", *lines]
 
 
@@ -98,5 +98,5 @@ def table(found: Sequence[Failure]) -> str:
         ]
         for failure in found
     ]
-    note = "Attempts, with retries. Each reason has the first message seen."
+    note = "Counts are attempts, retries included. The message is the first of its reason."
     return words.html_table(HEAD, rows, note, label="Reasons of attempts that were not served")

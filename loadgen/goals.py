@@ -103,7 +103,7 @@ def check(goals: Iterable[Goal], known: Sequence[TenantMeta]) -> None:
         without = [t.name for t in known if t.slo is None and t.name in found]
         if goal.metric == "goodput" and (without or all(t.slo is None for t in known)):
             named = f"tenant {without[0]!r} has" if without else "the tenants have"
-            raise GoalError(f"{goal.text!r}: {named} no slo; add 'slo: {{ttft_ms: 300}}' to the scenario")
+            raise GoalError(f"{goal.text!r}: {named} no slo; add 'slo: {{ttft_ms: 300}}' to the tenant")
 
 
 HEAD = ("goal", "tenant", "measured", "result")

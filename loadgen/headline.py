@@ -81,7 +81,7 @@ def _slowest(summary: Summary) -> str:
     if summary.cell(EVERYONE, WHOLE) is None:
         return f"The {_TTFT} was {p50} at the median and {words.seconds(p99.value)} at P99."
     who = words.name(cell.tenant)
-    return f"The largest P99 of the {_TTFT} was {words.seconds(p99.value)}, of {who} (median {p50})."
+    return f"The largest P99 of the {_TTFT} was {words.seconds(p99.value)}, of tenant {who} (median {p50})."
 
 
 def _goals(judged: Sequence[GoalResult]) -> str:

@@ -18,19 +18,22 @@ def notes(meta: Meta, summary: Summary) -> list[str]:
         found.insert(0, nothing_served(summary))
     totals = [cell for cell in summary.cells if cell.phase == WHOLE and cell.tenant != EVERYONE]
     if short := _short(meta, summary, ignores_eos=True):
-        found.append(f"{short} responses were shorter than requested: the engine does not obey ignore_eos.")
+        found.append(f"{short} responses were shorter than requested: the engine does not apply ignore_eos.")
     if bounds := sum(cell.bounds for cell in totals):
         found.append(
-            f"{bounds} requests received no token; their waiting times count as times to first token, "
-            "as lower bounds."
+            f"{bounds} requests received no token; their waits count as lower bounds of the "
+            "time to first token."
         )
     found += [*meta.notes, *summary.notes]
     if uncounted := sum(cell.uncounted for cell in totals):
         found.append(
-            f"{uncounted} streams had no usage of the engine; they have no time per output token, and each "
-            "event counts as one token."
+            f"{uncounted} streams reported no usage; they have no time per output token, and each event "
+            "counts as one token."
         )
-    found += [f"{count} reads of {url} failed." for url, count in meta.unread_states.items()]
+    found += [
+        f"{count} reads of the state page {url} failed; its curves have gaps."
+        for url, count in meta.unread_states.items()
+    ]
     failed = [fault for fault in meta.faults if fault.result != "done"]
     return found + [f"The fault '{fault.what}' {fault.result}." for fault in failed]
 
@@ -58,11 +61,11 @@ def remarks(meta: Meta, summary: Summary) -> list[str]:
     if cancelled := sum(cell.ended(Outcome.CANCELLED) for cell in totals):
         found.append(f"{cancelled} requests were cancelled by their clients, as the scenario says.")
     if short := _short(meta, summary, ignores_eos=False):
-        found.append(f"{short} responses were shorter than requested, as the model chose.")
+        found.append(f"{short} responses were shorter than requested, because the model ended them.")
     tails = [(cell.tenant, cell.ttft.p99) for cell in totals if cell.ttft.p99 is not None]
     if open_ := [f"{name}: {p99.reason}." for name, p99 in tails if p99.high is None]:
         if (more := len(open_) - MOST_NAMED) > 0:
-            open_ = [*open_[:MOST_NAMED], f"The same holds for {more} more tenants."]
+            open_ = [*open_[:MOST_NAMED], f"The same is true of {more} more tenants."]
         found.append(
             f"TTFT p99 has no upper bound. {' '.join(open_)} Run longer, or compare runs of several seeds."
         )

@@ -44,7 +44,7 @@ def _add_init(commands: Commands) -> None:
         "init",
         help="write an example scenario for a question",
         description="Writes an example scenario, to be changed and run. Without QUESTION, it lists the "
-        "questions.",
+        "questions. Exit status: 0 written or listed, 2 wrong usage.",
     )
     init.add_argument("question", nargs="?", metavar="QUESTION", help="one of the listed questions")
     init.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: QUESTION.yaml)")
@@ -66,8 +66,9 @@ def _add_run(commands: Commands) -> None:
     run = commands.add_parser(
         "run",
         help="run a scenario, and report",
-        description="Runs a scenario, and reports. Exit status: 0 measured, 1 nothing served or a goal "
-        "missed, 2 wrong usage, 130 interrupted (a report of the measurements so far is written).",
+        description="Runs a scenario, and reports. Exit status: 0 measured; 1 nothing served, a goal missed, "
+        "a server not usable, or a process ended early; 2 wrong usage; 130 interrupted (the report has the "
+        "measurements so far).",
     )
     _add_order(run)
     run.add_argument(
@@ -85,7 +86,7 @@ def _add_sweep(commands: Commands) -> None:
         help="run a scenario at rising rates, and find the knee",
         description="Runs a scenario at rising rates of all tenants, and finds the knee of the rate-latency "
         "curve: the rate with the largest served requests per second / mean latency. Exit status: 0 "
-        "measured, 1 nothing served, 2 wrong usage, 130 interrupted.",
+        "measured; 1 nothing served, or a server not usable; 2 wrong usage; 130 interrupted.",
     )
     _add_order(sweep)
     add_sweep_options(sweep)
@@ -96,7 +97,8 @@ def _add_capacity(commands: Commands) -> None:
         "capacity",
         help="find the highest rate that meets goals",
         description="Searches by bisection for the highest rate of all tenants that meets all goals. "
-        "Exit status: 0 found, 1 not met at any rate, 2 wrong usage, 130 interrupted.",
+        "Exit status: 0 found; 1 no rate meets them with certainty, or a server not usable; 2 wrong usage; "
+        "130 interrupted.",
     )
     _add_order(capacity)
     add_capacity_options(capacity)
@@ -147,7 +149,7 @@ def _add_order(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="URL",
-        help="a sidecar, coordinator or engine whose state is recorded during the run, or its state page; "
+        help="a sidecar, coordinator or engine, or its state page; its state is recorded during the run; "
         "repeat for several",
     )
     parser.add_argument(
@@ -166,8 +168,8 @@ def _add_order(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="FORMAT",
-        help="write the results also in the format of another tool, into --out: "
-        f"{' or '.join(FORMATS)}; several with commas",
+        help="also write the results into --out in the format of another tool: "
+        f"{' or '.join(FORMATS)}; separate several by commas",
     )
     parser.add_argument("--skip-faults", action="store_true", help="run the scenario without its faults")
     parser.add_argument(
@@ -175,9 +177,11 @@ def _add_order(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=1,
         metavar="N",
-        help="send the same requests from N processes, for loads beyond one core (default: 1)",
+        help="send the same requests from N processes, for loads that one core cannot send (default: 1)",
     )
-    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="PEM file of the authorities of servers")
+    parser.add_argument(
+        "--tls-ca", type=Path, metavar="FILE", help="PEM file of the authorities that verify servers"
+    )
     parser.add_argument(
         "--tls-cert", type=Path, metavar="FILE", help="PEM file with the client's certificate"
     )
@@ -199,13 +203,19 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
         "--duration",
         type=_factor,
         metavar="SECONDS",
-        help="another duration; phases, faults, ramps, pauses, warm-up and cool-down scale with it",
+        help="another duration; times of phases, faults, ramps, pauses, warm-up and cool-down scale with it",
     )
     parser.add_argument(
-        "--warm-up", type=_span, metavar="SECONDS", help="requests of this time from the start do not count"
+        "--warm-up",
+        type=_span,
+        metavar="SECONDS",
+        help="requests that are due in this time from the start do not count",
     )
     parser.add_argument(
-        "--cool-down", type=_span, metavar="SECONDS", help="requests of this time before the end do not count"
+        "--cool-down",
+        type=_span,
+        metavar="SECONDS",
+        help="requests that are due in this time before the end do not count",
     )
 
 

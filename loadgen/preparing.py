@@ -125,6 +125,6 @@ async def _checked(scenario: Scenario, counter: Counter) -> list[str]:
     if not wrong:
         return []
     return [
-        f"Before the run, {len(wrong)} of {len(asked)} counted prompts differed from their length, "
+        f"Before the run, {len(wrong)} of {len(asked)} counted prompts differed from the requested length, "
         f"by up to {max(wrong, key=abs):+d} tokens."
     ]

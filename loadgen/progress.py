@@ -6,20 +6,19 @@ import shutil
 from collections import Counter
 from typing import Protocol, TextIO
 
-from loadgen.records import Outcome
+from loadgen.records import REFUSED, Outcome
 
 TERMINAL_INTERVAL_S = 0.25
 PLAIN_INTERVAL_S = 5.0
 _BAR = 20
 _SHOWN = {
-    Outcome.SERVED: "served",
-    Outcome.SHED: "shed",
-    Outcome.UNAVAILABLE: "unavailable",
-    Outcome.ERROR: "errors",
-    Outcome.BROKEN: "broken",
-    Outcome.TIMEOUT: "timed out",
-    Outcome.PREEMPTED: "preempted",
-    Outcome.CANCELLED: "cancelled",
+    "served": {Outcome.SERVED},
+    "refused": REFUSED,
+    "errors": {Outcome.ERROR},
+    "broken": {Outcome.BROKEN},
+    "timed out": {Outcome.TIMEOUT},
+    "preempted": {Outcome.PREEMPTED},
+    "cancelled": {Outcome.CANCELLED},
 }
 
 
@@ -27,7 +26,8 @@ def line(at_s: float, duration_s: float, in_flight: int, ended: Counter[Outcome]
     """One line, not longer than ``width``."""
     share = min(at_s / duration_s, 1.0)
     full = round(_BAR * share)
-    counts = [f"{count} {_SHOWN[o]}" for o in _SHOWN if (count := ended[o]) or o is Outcome.SERVED]
+    sums = {name: sum(ended[outcome] for outcome in outcomes) for name, outcomes in _SHOWN.items()}
+    counts = [f"{count} {name}" for name, count in sums.items() if count or name == "served"]
     state = "waiting for the last responses" if at_s >= duration_s else f"of {duration_s:.0f} s"
     bar = "#" * full + "." * (_BAR - full)
     return f"[{bar}] {at_s:.0f} {state}  {in_flight} in flight, {', '.join(counts)}"[:width]

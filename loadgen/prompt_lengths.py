@@ -17,6 +17,6 @@ def findings(run: Run) -> list[str]:
     asked, reported = (sum(column) for column in zip(*told, strict=True))
     fix = "" if run.meta.scenario.get("tokenizer") else " Write 'tokenizer: engine' for exact lengths."
     return [
-        f"{len(wrong)} of {len(told)} prompts ({len(wrong) / len(told):.1%}) had other lengths than asked: "
-        f"{min(wrong):+d} to {max(wrong):+d} tokens, {reported / asked - 1:+.2%} in all.{fix}"
+        f"{len(wrong)} of {len(told)} prompts ({len(wrong) / len(told):.1%}) had other lengths than "
+        f"requested: {min(wrong):+d} to {max(wrong):+d} tokens, {reported / asked - 1:+.2%} in all.{fix}"
     ]

@@ -20,7 +20,7 @@ from loadgen.records import LoopDelay, Meta, Outcome, Run
 from loadgen.statistics import Windows, nice_width
 from loadgen.summary import EVERYONE, MEASURES, Cell, Summary, is_rate, requests
 
-_HEAD = ("tenant", "phase", "requests", "served", "shed", "failed")
+_HEAD = ("tenant", "phase", "requests", "served", "refused", "failed")
 
 
 def counts(cell: Cell) -> list[str]:
@@ -49,7 +49,7 @@ def text(meta: Meta, summary: Summary, judged: Sequence[GoalResult] = ()) -> str
         for cell in summary.cells
     ]
     lag = (
-        f"sent {words.seconds(meta.lag_p50_s)} late at p50, {words.seconds(meta.lag_p99_s)} at p99; "
+        f"attempts sent {words.seconds(meta.lag_p50_s)} late at p50, {words.seconds(meta.lag_p99_s)} at p99; "
         f"{''.join(f'event loop {_delay(each)}; ' for each in meta.loop[:1])}"
         f"{_generator(meta)} used {meta.cpu:.0%} of a core"
     )
@@ -131,7 +131,7 @@ def _goals(judged: Sequence[GoalResult]) -> list[str]:
     return ["<h2>Goals</h2>", words.html_table(goals.HEAD, goals.rows(ordered), note, label="Goals")]
 
 
-_SLO_HEAD = ("tenant", "phase", "within slo", "not", "share", "goodput")
+_SLO_HEAD = ("tenant", "phase", "within slo", "not within", "share", "goodput")
 
 
 def _slo_rows(summary: Summary) -> list[list[str]]:
@@ -151,7 +151,7 @@ def _slo_rows(summary: Summary) -> list[list[str]]:
 
 def _slos(summary: Summary) -> list[str]:
     rows = _slo_rows(summary)
-    note = "Requests served within the goals of their tenant. Square brackets: the 95 % confidence interval."
+    note = "Requests that met the slo of their tenant. Square brackets: the 95 % confidence interval."
     return ["<h2>Goodput</h2>", words.html_table(_SLO_HEAD, rows, note, label="Goodput")] if rows else []
 
 
@@ -181,8 +181,8 @@ def _numbers(summary: Summary) -> str:
     ]
     caption = (
         "Latencies count from when a request was due. Small: the 95 % confidence interval; ? where too few "
-        "independent requests bound it. Requests that wait together count as few. Shed: 429 and 503. Failed: "
-        "errors, broken connections, timeouts, preempted, cut by the run's end."
+        "independent requests bound it. Requests that wait together count as few. Refused: 429, 503 and 529. "
+        "Failed: errors, broken connections, timeouts, preempted, cut by the end of the run."
     )
     return words.html_table((*_HEAD, *used), rows, caption, label="The numbers of each tenant and phase")
 
@@ -210,7 +210,7 @@ def _percentiles(summary: Summary) -> str:
                     f"{words.estimate(one, rate=False)}\n{words.interval(one, rate=False)}" for one in made
                 ]
                 rows.append([cell.tenant, cell.phase, name, *numbers])
-    note = "Small: the 95 % confidence interval. The CSV file beside this page has the same numbers."
+    note = "Small: the 95 % confidence interval. The file summary.csv has the same numbers."
     head = ("tenant", "phase", "latency", *_POINTS)
     table = words.html_table(head, rows, note, label="All percentiles", left=3)
     return f"<details><summary>{len(rows)} rows</summary>{table}</details>"

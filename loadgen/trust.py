@@ -27,7 +27,7 @@ WAITED_OF_CPU = 0.75
 SHARE = 0.1
 """The part of a figure that may be the generator's own delay."""
 FLOOR_S = 0.004
-"""Delays up to this are not held against any figure. Runs beside few other programs have 1 to 4 ms at p99:
+"""Delays up to this make no figure doubtful. Runs beside few other programs have 1 to 4 ms at p99:
 timers count milliseconds, and the tokens of one step of an engine arrive together."""
 STALLED = 0.001
 """The share of a phase that stalls may last. A 40 ms stall in 40 s."""
@@ -38,6 +38,7 @@ _AFTER_S = 0.005
 MOST = 4
 """The most phases that are named."""
 _ADVICE = "give the generator a core of its own, or send less"
+_MORE = "use more --processes, or send less"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,12 @@ def complaints(lag_p99_s: float, cpu: float) -> list[str]:
     found = []
     if lag_p99_s > LATE_S:
         found.append(
-            f"could not keep up: one attempt in a hundred was sent more than {lag_p99_s * 1000:.0f} ms late"
+            f"could not keep up: 1 % of the attempts were sent more than {lag_p99_s * 1000:.0f} ms late; "
+            f"{_MORE}"
         )
     if cpu > BUSY:
         found.append(
-            f"could not keep up: the generator used {cpu:.0%} of a core, which adds to every latency"
+            f"could not keep up: the generator used {cpu:.0%} of a core, which adds to every latency; {_MORE}"
         )
     return found
 
@@ -135,7 +137,7 @@ def _named(periods: Sequence[Period], found: Mapping[str, str]) -> list[str]:
     """The reasons of phases, or else that of the whole run, with a bounded number."""
     inner = [found[period.name] for period in periods[1:] if period.name in found]
     kept = inner or [found[period.name] for period in periods[:1] if period.name in found]
-    more = [f"has {len(kept) - MOST} more such phases"] if len(kept) > MOST else []
+    more = [f"has the same problem in {len(kept) - MOST} more phases"] if len(kept) > MOST else []
     return kept[:MOST] + more
 
 
@@ -175,8 +177,9 @@ def _stalled(period: Period, figures: Sequence[Figure], stalls: Sequence[Stall],
         return ""
     others = f", the longest of {len(inside)} stalls" if len(inside) > 1 else ""
     return (
-        f"stood still in '{period.name}' for {words.seconds(longest.seconds)} at {longest.at_s:.1f} s"
-        f"{others}; latencies of that time are as much too long, and the tails are not trustworthy; {_ADVICE}"
+        f"is not trustworthy in '{period.name}': the generator was blocked for "
+        f"{words.seconds(longest.seconds)} at {longest.at_s:.1f} s{others}, which adds to the latencies of "
+        f"that time and to the P99; {_ADVICE}"
     )
 
 
@@ -209,7 +212,7 @@ def _simulator(source: str, pages: Sequence[Mapping[str, float]], gap_s: float) 
     mean = delayed / steps if steps > 0 else 0.0
     if lost <= 0 and (mean <= FLOOR_S or mean <= SHARE * gap_s):
         return ""
-    pauses = f", and lost {words.seconds(lost)} in pauses" if lost > 0 else ""
+    pauses = f", and it lost {words.seconds(lost)} in pauses" if lost > 0 else ""
     return (
         f"used a simulator that could not keep up: the tokens of a step of {source} came "
         f"{words.seconds(mean)} late on average{pauses}; give it a core of its own, or send less"

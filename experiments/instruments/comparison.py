@@ -15,9 +15,9 @@ BETWEEN, FIRST_S = 0.01, 0.004
 FULL_RATE = 300.0
 
 _HEAD = (
-    "| asked, /s | instrument | sent, /s | served | first token P50, P99, ms | mean | engine | error, ms"
+    "| requested, /s | instrument | sent, /s | served | first token P50, P99, ms | mean | engine | error, ms"
     " | server late, ms"
-    " | between tokens P50, ms | mean | engine | error, % | whole P50, ms | mean | engine | CPU, s |"
+    " | between tokens P50, ms | mean | engine | error, % | end to end P50, ms | mean | engine | CPU, s |"
 )
 
 

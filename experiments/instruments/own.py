@@ -32,7 +32,7 @@ class Own:
     delay_mean_s: float | None
     """Of the simulator: from the planned end of a step until its last token was written."""
     lost_s: float | None
-    """Of the simulator: time for which it stood still, and which it did not catch up."""
+    """Of the simulator: time for which it was blocked, and which it did not catch up."""
 
 
 def totals(page: str) -> defaultdict[str, float]:

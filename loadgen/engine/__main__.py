@@ -80,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             runner.run(_serve(model, arguments, access, faults))
         except OSError as error:
-            print(f"loadgen engine: cannot listen: {error.strerror or error}", file=sys.stderr)
+            print(
+                f"loadgen engine: cannot listen: {error.strerror or error}; "
+                "give another --host, --port or --admin-port",
+                file=sys.stderr,
+            )
             return 1
     return 0
 

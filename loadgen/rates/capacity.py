@@ -165,7 +165,7 @@ def told(
     if search.met is not None and search.likely is not None and search.likely > search.met:
         lines.append(f"By its measured values, {rate_text(search.likely)} meets the goals, too.")
     if search.missed is not None and search.missed > search.above:
-        lines.append(f"A goal is certainly missed from {rate_text(search.missed)}.")
+        lines.append(f"The lowest rate that certainly misses a goal is {rate_text(search.missed)}.")
     if (resolution := _resolution(search)) is not None:
         lines.append(f"Resolution: {resolution:.1%}. Each rate is judged alone.")
     if is_out_of_time:
@@ -193,7 +193,7 @@ def _why(search: Search, points: dict[float, Point], results: dict[float, list[G
     rate = search.above
     at, obstacle = f"At {rate_text(rate)}", points[rate].obstacle
     if search.verdicts[rate] is Verdict.UNRELIABLE:
-        return f"{at} {obstacle}, so higher rates say nothing about the server. Give --processes."
+        return f"{at} {obstacle}, so higher rates say nothing about the server. Use more --processes."
     if obstacle:
         return f"{at} the server does not keep up: {obstacle}."
     open_ = [(result, decided(result)) for result in results[rate]]

@@ -100,17 +100,18 @@ def told(knee: Knee) -> list[str]:
     """The knee in sentences."""
     if knee.at is None:
         lowest = f", {rate_text(knee.fails_at)} ({knee.fails_by})" if knee.fails_at is not None else ""
-        return [f"The knee lies below the lowest rate{lowest}."]
+        return [f"The knee is below the lowest rate{lowest}. Give lower --rates."]
     if knee.is_open:
-        return [f"The curve has no knee up to {rate_text(knee.at)}, its highest rate. Try higher rates."]
+        return [f"The curve has no knee up to {rate_text(knee.at)}, its highest rate. Give higher --rates."]
     lines = [
         f"The knee is at {rate_text(knee.at)}: there, served requests per second / mean latency is largest."
     ]
     if knee.low is None or knee.high is None:
         lines.append("The runs are too short to say how much of this is chance. Give a longer --duration.")
     elif knee.low != knee.high:
-        lines.append(f"From {rate_text(knee.low)} to {rate_text(knee.high)} the difference is within chance.")
-    limit = f"The server keeps up to {rate_text(knee.keeps_up_to)}" if knee.keeps_up_to is not None else ""
+        ends = f"{rate_text(knee.low)} to {rate_text(knee.high)}"
+        lines.append(f"From {ends}, this number differs by no more than chance.")
+    limit = f"The server keeps up with {rate_text(knee.keeps_up_to)}" if knee.keeps_up_to is not None else ""
     if knee.fails_at is not None:
         limit += f", and not with {rate_text(knee.fails_at)} ({knee.fails_by})"
     return [*lines, f"{limit}."]

@@ -18,14 +18,15 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         type=rates,
         metavar="R,R,…",
         help="requests per second of all tenants together, such as 1,2,4; 'auto' starts with the scenario's "
-        "own rate, and looks for the knee (default: auto)",
+        "own rate, and searches for the knee (default: auto)",
     )
     parser.add_argument(
         "--resolution",
         type=share,
         default=0.2,
         metavar="SHARE",
-        help="with auto: the widest gap between the rates beside the knee, such as 0.2 or 20%% (default)",
+        help="with auto: the largest relative gap between the knee and the rates beside it, such as 0.2 "
+        "or 20%% (the default)",
     )
     parser.add_argument(
         "--most-runs", type=count, default=12, metavar="N", help="with auto: the most runs (default: 12)"
@@ -53,7 +54,8 @@ def add_capacity_options(parser: argparse.ArgumentParser) -> None:
         type=share,
         default=0.05,
         metavar="SHARE",
-        help="stop when the rates below and above the capacity differ by less, such as 0.05 or 5%% (default)",
+        help="stop when the rates below and above the capacity differ by less, such as 0.05 or 5%% "
+        "(the default)",
     )
     parser.add_argument(
         "--most-runs",
@@ -67,7 +69,7 @@ def add_capacity_options(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=3600.0,
         metavar="SECONDS",
-        help="begin no run that would end later (default: 3600)",
+        help="begin no run that would end later than this after the start (default: 3600)",
     )
 
 

@@ -33,7 +33,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     """One rate. Rates are per second, times are seconds."""
 
     rate: float
-    """The planned requests per second of all tenants."""
+    """The requests per second of all tenants that the run was set to."""
     runs: int
     """The number of runs, each with its own seed."""
     seconds: float
@@ -160,7 +160,7 @@ def _obstacle(
     if kept < LEAST_SERVED:
         most = summary.failures[0]
         return f"{1 - kept:.0%} not served, most often: {most.reason}"
-    return f"backlog grew by {grown:.0%} of the arrivals" if is_growing else ""
+    return f"requests in flight grew by {grown:.0%} of the arrivals" if is_growing else ""
 
 
 def _completed(run: Run) -> int:

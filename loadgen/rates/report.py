@@ -146,8 +146,14 @@ def _cards(results: Results, points: Sequence[Point]) -> list[Card]:
             _RATE_UNIT if at is not None else "",
             State.PLAIN if at is not None else State.DOUBT,
         ),
-        Card("Kept up with", words.amount(max(kept)) if kept else words.NOTHING, f"at most; {_RATE_UNIT}"),
-        Card("Not kept up with", words.amount(min(lost)) if lost else words.NOTHING, f"from; {_RATE_UNIT}"),
+        Card(
+            "Kept up with", words.amount(max(kept)) if kept else words.NOTHING, f"{_RATE_UNIT}, the highest"
+        ),
+        Card(
+            "Not kept up with",
+            words.amount(min(lost)) if lost else words.NOTHING,
+            f"{_RATE_UNIT}, the lowest",
+        ),
         _slowest(marked, name),
         Card("Runs", str(sum(point.runs for point in points)), f"at {len(points)} rates"),
     ]
@@ -169,8 +175,8 @@ _CURVES_NOTE = (
     "bound. Shaded: rates from the first that was not kept up with."
 )
 _NUMBERS_NOTE = (
-    "All tenants together. Rates are requests per second, as planned. Small: the 95 % confidence interval; ? "
-    "where there are too few requests to bound it. The folder of each run has its own report."
+    "All tenants together. Rates are in requests per second, as they were set. Small: the 95 % confidence "
+    "interval; ? where there are too few requests to bound it. The folder of each run has its own report."
 )
 
 

@@ -81,7 +81,8 @@ def select(
             _take(row, at - selection.start_s, selection, scaled_block, counts)
     if not counts.kept:
         raise ScenarioError(
-            f"{path}: there is no request in the asked part; change start_s, duration_s or the maximum"
+            f"{path}: there is no request in the selected part; change start_s, duration_s, most_input "
+            "or most_requests"
         )
     speed = _speed(counts.kept, selection, path)
     requests = sorted(

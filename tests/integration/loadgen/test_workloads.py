@@ -139,7 +139,9 @@ async def test_other_lengths_than_asked_are_said(tmp_path: Path) -> None:
     async with engine() as (_, url):
         run = await measured(tmp_path, planned(tmp_path, tenant, "endpoint: chat"), url)
     (note,) = summarise(run).notes
-    assert note.startswith("10 of 10 prompts (100.0%) had other lengths than asked: +6 to +6 tokens, +30.00%")
+    assert note.startswith(
+        "10 of 10 prompts (100.0%) had other lengths than requested: +6 to +6 tokens, +30.00%"
+    )
 
 
 async def test_tokens_are_counted_with_the_headers_of_a_tenant() -> None:

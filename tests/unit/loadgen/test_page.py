@@ -27,7 +27,7 @@ def test_three_sentences_say_what_happened() -> None:
     assert (
         served == "Of 200 requests in 10 s, 175 (87.5 %) were served, 25 (12.5 %) refused, and none failed."
     )
-    assert slowest == "The largest P99 of the time to first token was 500 ms, of spot (median 500 ms)."
+    assert slowest == "The largest P99 of the time to first token was 500 ms, of tenant spot (median 500 ms)."
     assert rest == "1 of 2 goals was missed: gold.ttft.p99<=100ms of gold, and the generator kept up."
     for sentence in (served, slowest, rest):
         assert len(sentence.split()) <= 25

@@ -193,7 +193,7 @@ def test_the_table_for_the_terminal_has_warnings_below() -> None:
     rows = [line.split() for line in told.splitlines()]
     assert rows[2][:7] == ["gold", "whole", "run", "100", "100", "0", "0"]
     assert "! Interrupted after 11 of 10 s." in told
-    assert "! 3 reads of http://x failed." in told
+    assert "! 3 reads of the state page http://x failed;" in told
 
 
 def test_short_responses_are_a_warning_unless_the_model_may_end_them() -> None:
@@ -201,8 +201,8 @@ def test_short_responses_are_a_warning_unless_the_model_may_end_them() -> None:
     attempts = [attempt(float(n), tenant=name, tokens=3) for n, name in enumerate(("gold", "spot", "spot"))]
     made = run(*attempts, tenants=tenants)
     told = report.text(made.meta, summarise(made)).splitlines()
-    assert "! 1 responses were shorter than requested: the engine does not obey ignore_eos." in told
-    assert "2 responses were shorter than requested, as the model chose." in told
+    assert "! 1 responses were shorter than requested: the engine does not apply ignore_eos." in told
+    assert "2 responses were shorter than requested, because the model ended them." in told
     # Without the engine's count, an event may have carried several tokens.
     events = run(attempt(tokens=3, is_counted=False), tenants=tenants)
     assert "were shorter" not in report.text(events.meta, summarise(events))
@@ -301,7 +301,7 @@ def test_runs_are_compared_with_the_first_label() -> None:
     assert second.measures["TTFT p50"].ratio == pytest.approx(2.0)
     assert second.measures["e2e p50"].interval.low is not None
     assert second.measures["TTFT p50"].worst is None
-    assert (first.served, first.shed) == (1.0, 0)
+    assert (first.served, first.refused) == (1.0, 0)
 
 
 def test_runs_of_one_label_are_shown_by_median_and_worst() -> None:

@@ -103,7 +103,7 @@ def test_all_fields_are_read() -> None:
 def test_the_goals_of_a_tenant_are_read_and_described() -> None:
     scenario = made(HEAD + ONE + "    slo: {ttft_ms: 300, e2e_ms: 9000}\n")
     assert scenario.tenants[0].slo == Slo(ttft_ms=300.0, e2e_ms=9000.0)
-    assert "slo of gold: first token within 300 ms, last token within 9000 ms" in explain(scenario)
+    assert "slo of gold: time to first token at most 300 ms, end to end at most 9000 ms" in explain(scenario)
     assert "'slo': {'ttft_ms': 300.0, 'tpot_ms': None, 'e2e_ms': 9000.0}" in str(described(scenario))
 
 
@@ -173,7 +173,7 @@ def test_the_path_of_a_trace_is_relative_to_the_scenario(tmp_path: Path) -> None
         ('{"at": 1, "input": 7, "output": 8}\nnonsense\n', "t.jsonl:2: JSON is malformed"),
         ('{"at": -1, "input": 7, "output": 8}\n', "t.jsonl:1: at is -1; write seconds from the start"),
         ('{"at": 1, "input": 0, "output": 8}\n', "t.jsonl:1: input is 0; write from 1 to"),
-        ("", "t.jsonl: there is no request in the asked part; change start_s, duration_s or the maximum"),
+        ("", "t.jsonl: there is no request in the selected part; change start_s, duration_s, most_input or most_requests"),
         (None, "t.jsonl: cannot be read (No such file or directory); name a file that exists"),
     ],
 )
@@ -349,7 +349,7 @@ def test_a_scenario_is_explained() -> None:
     assert "about 100" in told  # gold: 2 per second for 50 s
     assert "phase alone: 0 to 20 s, spot x 0" in told
     assert "fault at 30 s: docker stop engine" in told
-    assert "2, after their own backoff" in told
+    assert "2, with waits of their own" in told
 
 
 def to(endpoint: str) -> str:

@@ -168,12 +168,14 @@ def test_many_doubtful_phases_are_counted() -> None:
     loop = [LoopDelay(phase.name, 0.0, 0.009, 0.009) for phase in phases]
     told = doubts(within(phases, loop))
     assert len(told) == 5
-    assert told[-1] == "has 6 more such phases"
+    assert told[-1] == "has the same problem in 6 more phases"
 
 
 def test_a_hiccup_of_40_ms_is_told_with_its_time() -> None:
     (told,) = doubts(made(stalls=[Stall(2.1, 0.04)]))
-    assert told.startswith("stood still in 'whole run' for 40 ms at 2.1 s; latencies of that time")
+    assert told.startswith(
+        "is not trustworthy in 'whole run': the generator was blocked for 40 ms at 2.1 s, which adds"
+    )
     (told,) = doubts(made(stalls=[Stall(2.1, 0.03), Stall(4.0, 0.04)]))
     assert "40 ms at 4.0 s, the longest of 2 stalls" in told
 
@@ -188,14 +190,18 @@ def test_a_rare_stall_counts_if_it_touches_requests() -> None:
     long = {"duration_s": 3600.0, "ended_s": 3600.0, "stalls": [Stall(60.0, 0.02)]}
     assert doubts(made(**long)) == []
     touched = attempt(59.99, 0.033, gaps={349: 63})  # its first token is read 3 ms after the stall
-    assert doubts(made(touched, **long))[0].startswith("stood still in 'whole run' for 20 ms at 60.0 s")
+    assert doubts(made(touched, **long))[0].startswith(
+        "is not trustworthy in 'whole run': the generator was blocked for 20 ms at 60.0 s"
+    )
 
 
 def test_a_rare_stall_of_one_of_several_processes_delays_few_requests() -> None:
     """Two stalls of 45 ms in 60 s are more than one in a thousand, but not in each of two processes."""
     stalls = [Stall(20.5, 0.045), Stall(40.5, 0.045)]
     long = {"duration_s": 60.0, "ended_s": 60.0, "stalls": stalls}
-    assert doubts(made(**long))[0].startswith("stood still in 'whole run' for 45 ms")
+    assert doubts(made(**long))[0].startswith(
+        "is not trustworthy in 'whole run': the generator was blocked for 45 ms"
+    )
     assert doubts(made(**long, processes=2)) == []
 
 
@@ -233,7 +239,7 @@ def test_a_simulator_that_is_late_is_told() -> None:
     assert doubts(replace_samples(made(), page(0.0, 100, 9.0), page(10.0, 1100, 10.0))) == []
     assert doubts(replace_samples(made(), page(0.0, 100, 9.0))) == []
     (told,) = doubts(replace_samples(made(), page(0.0, 100, 0.0), page(10.0, 1100, 0.1, 0.5)))
-    assert "0.1 ms late on average, and lost 500 ms in pauses" in told
+    assert "0.1 ms late on average, and it lost 500 ms in pauses" in told
 
 
 def test_the_counters_of_a_simulator_may_begin_again() -> None:

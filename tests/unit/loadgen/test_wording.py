@@ -109,7 +109,8 @@ async def test_a_prompt_shorter_than_the_template_is_said() -> None:
     ready, said = await prepared(texts(), Words(template=200))
     assert len(said) == 1
     assert re.fullmatch(
-        r"Before the run, \d+ of 16 counted prompts differed from their length, by up to \+\d+ tokens\.",
+        r"Before the run, \d+ of 16 counted prompts differed from the requested length, "
+        r"by up to \+\d+ tokens\.",
         said[0],
     )
     assert worded(ready).overhead == 200
@@ -229,7 +230,7 @@ def test_other_prompt_lengths_than_asked_are_a_warning() -> None:
     assert findings(run(*same, attempt(8.0))) == []
     other = run(*same, attempt(4.0, prompt_tokens=13), attempt(5.0, prompt_tokens=9))
     sentence = (
-        "2 of 5 prompts (40.0%) had other lengths than asked: -1 to +3 tokens, +4.00% in all."
+        "2 of 5 prompts (40.0%) had other lengths than requested: -1 to +3 tokens, +4.00% in all."
         " Write 'tokenizer: engine' for exact lengths."
     )
     summary = summarise(other)

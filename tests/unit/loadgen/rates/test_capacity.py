@@ -223,7 +223,7 @@ def test_a_generator_that_does_not_keep_up_bounds_the_search(tmp_path: Path) -> 
     engine = VirtualEngine(1000, complaints_from=6.0)
     _, result = found(tmp_path, engine, world(), "gold.ttft.p50<=200ms", resolution=0.5)
     assert isinstance(result.numbers["met_at"], float)
-    assert "so higher rates say nothing about the server. Give --processes." in result.statements[1]
+    assert "so higher rates say nothing about the server. Use more --processes." in result.statements[1]
 
 
 def test_a_goal_that_no_rate_meets_is_said(tmp_path: Path) -> None:

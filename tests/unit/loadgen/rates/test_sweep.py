@@ -132,8 +132,8 @@ def test_the_knee_is_the_rate_with_the_most_power_among_those_that_are_kept_up_w
     assert found == knee.Knee(4, 2, 4, 4, 8, "60% not served", False)
     assert knee.told(found) == [
         "The knee is at 4 requests/s: there, served requests per second / mean latency is largest.",
-        "From 2 requests/s to 4 requests/s the difference is within chance.",
-        "The server keeps up to 4 requests/s, and not with 8 requests/s (60% not served).",
+        "From 2 requests/s to 4 requests/s, this number differs by no more than chance.",
+        "The server keeps up with 4 requests/s, and not with 8 requests/s (60% not served).",
     ]
 
 
@@ -141,11 +141,13 @@ def test_a_curve_may_have_no_knee() -> None:
     rising = knee.find([at(1), at(2, 2.0)])
     assert rising.is_open
     assert knee.told(rising) == [
-        "The curve has no knee up to 2 requests/s, its highest rate. Try higher rates."
+        "The curve has no knee up to 2 requests/s, its highest rate. Give higher --rates."
     ]
     none = knee.find([at(2, 1.0, "60% not served"), at(4, 1.0, "90% not served")])
     assert (none.at, none.fails_at) == (None, 2)
-    assert knee.told(none) == ["The knee lies below the lowest rate, 2 requests/s (60% not served)."]
+    assert knee.told(none) == [
+        "The knee is below the lowest rate, 2 requests/s (60% not served). Give lower --rates."
+    ]
 
 
 def spoilt(rate: float) -> Point:
@@ -184,7 +186,7 @@ def test_a_backlog_that_grows_is_seen_and_a_full_server_is_not_one(tmp_path: Pat
     steps, _ = swept(tmp_path, VirtualEngine(8), cold, [0.8 * most, 1.3 * most])
     good, bad = steps.points.values()
     assert good.keeps_up
-    assert bad.obstacle.startswith("backlog grew by ")
+    assert bad.obstacle.startswith("requests in flight grew by ")
     assert bad.growth == pytest.approx(0.23, abs=0.06)
 
 
@@ -275,7 +277,7 @@ def test_the_files_of_a_sweep_have_all_points_with_intervals(tmp_path: Path) -> 
     steps, result = swept(tmp_path, VirtualEngine(4), made, [1.0, 2.0, 30.0])
     told = outcome.told(steps, result)
     assert "The knee is at 2 requests/s" in told
-    assert "no: backlog grew by" in told
+    assert "no: requests in flight grew by" in told
     assert f"The report is {tmp_path / 'report.html'}" in told
     rows = list(csv.DictReader((tmp_path / report.TABLE).read_text().splitlines()))
     assert {(row["rate"], row["tenant"]) for row in rows} >= {("30.0", "spot"), ("1.0", "all tenants")}
