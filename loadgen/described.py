@@ -85,9 +85,18 @@ _WITHIN = "at least 0, at most `duration_s`"
 _TOP = (
     _text("name", REQUIRED, "The name in reports."),
     _text("model", REQUIRED, "The model that requests name."),
-    _seconds("duration_s", REQUIRED, "The duration of the arrivals. It includes warm-up and cool-down.", _ABOVE),
+    _seconds(
+        "duration_s", REQUIRED, "The duration of the arrivals. It includes warm-up and cool-down.", _ABOVE
+    ),
     _mapping("tenants", REQUIRED, "The tenants that send requests.", "list, at least one"),
-    ScenarioField("seed", "whole number", "", Bounds(), "0", "Two runs with the same seed have the same arrivals, lengths and prompts."),
+    ScenarioField(
+        "seed",
+        "whole number",
+        "",
+        Bounds(),
+        "0",
+        "Two runs with the same seed have the same arrivals, lengths and prompts.",
+    ),
     _text(
         "endpoint",
         f"`{Endpoint.COMPLETIONS}`",
@@ -119,7 +128,11 @@ _TOP = (
     ),
     _text("tokenizer.file", REQUIRED, "A `tokenizer.json`, for the library `tokenizers`.", "path"),
     _seconds("timeout_s", "120", "The time limit of an attempt.", _ABOVE),
-    _seconds("drain_s", "`timeout_s`", "The time limit for responses after the end of the arrivals. Requests without one then are cut."),
+    _seconds(
+        "drain_s",
+        "`timeout_s`",
+        "The time limit for responses after the end of the arrivals. Requests without one then are cut.",
+    ),
     ScenarioField(
         "spread",
         "`round_robin`, `random`, or a list of weights",
@@ -142,9 +155,14 @@ _TOP = (
         "at least 0; with `warm_up_s`, less than `duration_s`",
     ),
     _mapping(
-        "phases", "none", "Spans of time with factors of the rates, and with rows of their own in the report.", "list"
+        "phases",
+        "none",
+        "Spans of time with factors of the rates, and with rows of their own in the report.",
+        "list",
     ),
-    _mapping("faults", "none", "Commands and signals that disturb the servers. They need `--allow-faults`.", "list"),
+    _mapping(
+        "faults", "none", "Commands and signals that disturb the servers. They need `--allow-faults`.", "list"
+    ),
 )
 _TENANT = (
     _text("tenants[].name", REQUIRED, "Names are unique."),
@@ -154,7 +172,9 @@ _TENANT = (
         "The API key. `env` names an environment variable. No result contains the key.",
         _SECRET,
     ),
-    _text("tenants[].tier", "none", "A name in the report. A goal for it is judged for each tenant of the tier."),
+    _text(
+        "tenants[].tier", "none", "A name in the report. A goal for it is judged for each tenant of the tier."
+    ),
     _mapping(
         "tenants[].arrivals", "the times of `trace`", "When requests are due.", "[one mapping](#arrivals)"
     ),
@@ -174,7 +194,9 @@ _TENANT = (
     _seconds("tenants[].ends_s", "`duration_s`", "The end of the tenant's arrivals.", "above `starts_s`"),
 )
 _BEHAVIOUR = (
-    _mapping("tenants[].slo", "none", "The limits of the latencies of each request, for goodput. At least one."),
+    _mapping(
+        "tenants[].slo", "none", "The limits of the latencies of each request, for goodput. At least one."
+    ),
     *(
         ScenarioField(f"tenants[].slo.{name}", "number", "ms", _ABOVE, "none", meaning)
         for name, meaning in (
@@ -189,7 +211,9 @@ _BEHAVIOUR = (
         "tenants[].prefix.share", "number", "", Bounds(0, 1), "1", "The share of requests that have it."
     ),
     _text("tenants[].prefix.name", "the tenant's name", "Tenants whose prefix has the same name share it."),
-    _mapping("tenants[].retries", "none", "Further attempts after status 429, 503 or 529, or without a connection."),
+    _mapping(
+        "tenants[].retries", "none", "Further attempts after status 429, 503 or 529, or without a connection."
+    ),
     ScenarioField(
         "tenants[].retries.most",
         "whole number",
@@ -215,10 +239,22 @@ _BEHAVIOUR = (
         "either `after_s` or `after_tokens`.",
     ),
     ScenarioField(
-        "tenants[].cancel.share", "number", "", Bounds(0, 1, True), REQUIRED, "The share of requests that the client ends."
+        "tenants[].cancel.share",
+        "number",
+        "",
+        Bounds(0, 1, True),
+        REQUIRED,
+        "The share of requests that the client ends.",
     ),
-    _seconds("tenants[].cancel.after_s", "none", "The time from the sending until the client ends the request.", _ABOVE),
-    _tokens("tenants[].cancel.after_tokens", "none", "The received tokens after which the client ends the stream."),
+    _seconds(
+        "tenants[].cancel.after_s",
+        "none",
+        "The time from the sending until the client ends the request.",
+        _ABOVE,
+    ),
+    _tokens(
+        "tenants[].cancel.after_tokens", "none", "The received tokens after which the client ends the stream."
+    ),
     _mapping(
         "tenants[].conversation",
         "none",
@@ -240,13 +276,26 @@ _BEHAVIOUR = (
         "`{uniform: {least: 2, most: 9}}`.",
     ),
     _lengths("tenants[].conversation.later_input", "`input`", "The new tokens of each turn after the first."),
-    _lengths("tenants[].conversation.later_output", "`output`", "The length of the responses after the first turn."),
+    _lengths(
+        "tenants[].conversation.later_output", "`output`", "The length of the responses after the first turn."
+    ),
 )
 _REQUESTS = (
     _text("tenants[].endpoint", "the scenario's", "The API of this tenant.", _words(tuple(Endpoint))),
     _text("tenants[].model", "the scenario's", "The model of this tenant, such as a LoRA adapter."),
-    ScenarioField("tenants[].priority", "whole number", "", Bounds(-(1 << 31)), "none", "vLLM's field `priority`. Lower values run sooner."),
-    _truth("tenants[].ignore_eos", "true", "true: the engine generates exactly `output` tokens. false: `output` is an upper bound."),
+    ScenarioField(
+        "tenants[].priority",
+        "whole number",
+        "",
+        Bounds(-(1 << 31)),
+        "none",
+        "vLLM's field `priority`. Lower values run sooner.",
+    ),
+    _truth(
+        "tenants[].ignore_eos",
+        "true",
+        "true: the engine generates exactly `output` tokens. false: `output` is an upper bound.",
+    ),
     ScenarioField(
         "tenants[].batch",
         "whole number",
@@ -283,7 +332,12 @@ _ARRIVALS = (
     ),
     _rate("tenants[].arrivals.ramp.from", "The rate at the start.", Bounds()),
     _rate("tenants[].arrivals.ramp.to", "The rate at the end.", Bounds()),
-    _seconds("tenants[].arrivals.ramp.over_s", REQUIRED, "The duration of the change, after which the rate stays at `to`.", _ABOVE),
+    _seconds(
+        "tenants[].arrivals.ramp.over_s",
+        REQUIRED,
+        "The duration of the change, after which the rate stays at `to`.",
+        _ABOVE,
+    ),
     _rate("tenants[].arrivals.on_off.rate", "The rate during `on_s`."),
     _seconds("tenants[].arrivals.on_off.on_s", REQUIRED, "The duration of the sending.", _ABOVE),
     _seconds("tenants[].arrivals.on_off.off_s", REQUIRED, "The duration of the pause after it.", _ABOVE),
@@ -304,15 +358,24 @@ def _trace(form: str, *own: ScenarioField, has_times: bool = True) -> tuple[Scen
     start = f"tenants[].trace.{form}"
     times = (
         _seconds(f"{start}.start_s", "0", "The start of the part, in seconds of the trace."),
-        _seconds(f"{start}.duration_s", "to the end", "The duration of the part, in seconds of the trace.", _ABOVE),
-        ScenarioField(f"{start}.speed", "number", "", _ABOVE, "1", "The factor by which all gaps are divided."),
+        _seconds(
+            f"{start}.duration_s", "to the end", "The duration of the part, in seconds of the trace.", _ABOVE
+        ),
+        ScenarioField(
+            f"{start}.speed", "number", "", _ABOVE, "1", "The factor by which all gaps are divided."
+        ),
         ScenarioField(
             f"{start}.rate", "number", "requests/s", _ABOVE, "none", "The mean rate, instead of `speed`."
         ),
         ScenarioField(f"{start}.lengths", "number", "", _ABOVE, "1", "The factor of all lengths."),
     )
     return (
-        _text(f"{start}.file", REQUIRED, "The path, relative to the scenario. The file may be compressed (`.gz`).", "path"),
+        _text(
+            f"{start}.file",
+            REQUIRED,
+            "The path, relative to the scenario. The file may be compressed (`.gz`).",
+            "path",
+        ),
         ScenarioField(
             f"{start}.most_input",
             "whole number",
@@ -379,13 +442,25 @@ _DISTRIBUTIONS = (
     _tokens("tenants[].input.fixed", REQUIRED, "The same as a plain number."),
     *_range("uniform", "The shortest.", "The longest.", is_required=True),
     ScenarioField(
-        "tenants[].input.normal.mean", "number", "tokens", _ABOVE, REQUIRED, "The mean before lengths are limited to `least` and `most`."
+        "tenants[].input.normal.mean",
+        "number",
+        "tokens",
+        _ABOVE,
+        REQUIRED,
+        "The mean before lengths are limited to `least` and `most`.",
     ),
     ScenarioField(
         "tenants[].input.normal.deviation", "number", "tokens", Bounds(), REQUIRED, "The standard deviation."
     ),
     *_range("normal", *_CUT),
-    ScenarioField("tenants[].input.lognormal.median", "number", "tokens", _ABOVE, REQUIRED, "The median before lengths are limited to `least` and `most`."),
+    ScenarioField(
+        "tenants[].input.lognormal.median",
+        "number",
+        "tokens",
+        _ABOVE,
+        REQUIRED,
+        "The median before lengths are limited to `least` and `most`.",
+    ),
     ScenarioField(
         "tenants[].input.lognormal.sigma",
         "number",
@@ -421,7 +496,12 @@ _PHASES = (
 )
 _FAULTS = (
     _seconds("faults[].at_s", REQUIRED, "The time from the start of the run.", _WITHIN),
-    _mapping("faults[].run", "none", "A command with its arguments. Write either `run` or `signal`.", "list of words, at least one"),
+    _mapping(
+        "faults[].run",
+        "none",
+        "A command with its arguments. Write either `run` or `signal`.",
+        "list of words, at least one",
+    ),
     _text("faults[].signal", "none", "A signal to the process that `pid_file` names.", _words(SIGNALS)),
     _text("faults[].pid_file", "required with `signal`", "The file with the process id.", "path"),
 )
