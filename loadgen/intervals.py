@@ -111,7 +111,7 @@ class Series:
 
 
 def _about(worth: int) -> str:
-    return f"the run is worth about {worth} independent request{'s' if worth > 1 else ''}"
+    return f"the run counts as about {worth} independent request{'s' if worth > 1 else ''}"
 
 
 def _few(count: int) -> str:

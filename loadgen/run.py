@@ -55,6 +55,8 @@ from loadgen.tls import Tls
 from loadgen.trust import complaints
 
 HEAD_START_S = 0.05
+MOST_LATE = 100
+"""Late arrivals of a tenant after which other tasks run. So an overdriven run sends, and can be ended."""
 MOST_DOUBLINGS = 64
 """The most doublings of the wait between attempts."""
 _FEW = 0.5
@@ -186,11 +188,17 @@ class Runner:
                     self._start(self._work(tenant, tenant.process, worker))
             await self._sleep_until(self._scenario.duration_s)
             return
+        late = 0
         for arrival in arrivals.arrivals(self._scenario, tenant, self._scenario.seed):
             if not part.has(arrival.request.number, position):
                 continue
             if arrival.at_s > self.now():
                 await self._sleep_until(arrival.at_s)
+                late = 0
+            else:
+                late += 1
+                if late % MOST_LATE == 0:
+                    await asyncio.sleep(0)
             if tenant.conversation is not None:
                 self._start(self._converse(tenant, tenant.conversation, arrival))
             else:

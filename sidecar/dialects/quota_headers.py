@@ -21,12 +21,14 @@ def quota_lines(budgets: Sequence[Budget]) -> bytes:
         return b""
     members, level = [], 0
     for budget in budgets:
-        rest = max(budget.quota.tokens - budget.spent, 0.0)
+        quota = budget.quota.tokens
+        rest = quota - budget.spent
         members.append(
-            f'"{budget.id.scope}/{budget.id.per}";q={int(budget.quota.tokens)};r={int(rest)}'
+            f"{budget.label};q={int(quota)};r={int(rest) if rest > 0 else 0}"
             f';reset="{_reset(budget.window.end)}"'
         )
-        level = max(level, budget.level)
+        if budget.level > level:
+            level = budget.level
     lines = f"x-tokenpool-quota: {', '.join(members)}\r\n"
     if level:
         lines += f"x-tokenpool-quota-warning: {level}\r\n"

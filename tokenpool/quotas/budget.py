@@ -56,6 +56,7 @@ class Budget:
         "key",
         "level",
         "needed",
+        "label",
         "portion",
         "quota",
         "rate",
@@ -73,6 +74,8 @@ class Budget:
     def __init__(self, identity: BudgetId, quota: Quota) -> None:
         self.id = identity
         self.key = identity.key
+        self.label = f'"{identity.scope.value}/{identity.per}"'
+        """Its name in headers. It is made once, since each answer has it."""
         self.quota = quota
         self.window = Span(0.0, 0.0)
         self.settled = 0.0

@@ -271,6 +271,43 @@ async def test_ctrl_c_before_the_run_ends_with_130(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+async def test_a_rate_that_no_generator_reaches_is_sent_and_can_be_ended(tmp_path: Path) -> None:
+    async with listing(stream) as server:
+        (tmp_path / "s.yaml").write_text(
+            SCENARIO.format(model="tiny", key="sk-1", timeout=20, duration=60).replace("20}}", "100000}}")
+        )
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "loadgen", "run", str(tmp_path / "s.yaml"), "--url", server.url,
+            "--out", str(tmp_path / "out"),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(60):
+                while not server.received:
+                    await asyncio.sleep(0.02)
+                process.send_signal(signal.SIGINT)
+                told, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    assert process.returncode == 130
+    assert "Interrupted after" in told.decode()
+
+
+async def test_a_sweep_without_a_due_request_ends_with_1(tmp_path: Path) -> None:
+    async with listing(stream) as server:
+        (tmp_path / "s.yaml").write_text(SCENARIO.format(model="tiny", key="sk-1", timeout=20, duration=0.1))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "loadgen", "sweep", str(tmp_path / "s.yaml"), "--url", server.url,
+            "--out", str(tmp_path / "out"), "--rates", "0.00001",
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        told, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert "no request was due" in told.decode()
+    assert process.returncode == 1
+
+
 async def test_a_redirect_ends_before_the_run(tmp_path: Path) -> None:
     async def page(request: web.Request) -> web.StreamResponse:
         return web.Response(status=308, headers={"location": "https://127.0.0.1/"})

@@ -99,7 +99,7 @@ async def test_without_usage_a_stream_has_no_time_per_token(tmp_path: Path) -> N
     assert {(a.tokens, a.is_counted) for a in run.attempts} == {(2, False)}
     summary = summarise(run)
     assert (summary.cells[0].tpot.p50, summary.cells[0].uncounted) == (None, 10)
-    assert "10 streams had no usage" in report.text(run.meta, summary)
+    assert "10 streams reported no usage;" in report.text(run.meta, summary)
 
 
 async def test_the_same_seed_sends_the_same_bytes(tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_progress_fits_its_line() -> None:
     ended = Counter({Outcome.SERVED: 12, Outcome.SHED: 3})
     assert (
         line(5.0, 10.0, 4, ended, width=200)
-        == "[##########..........] 5 of 10 s  4 in flight, 12 served, 3 shed"
+        == "[##########..........] 5 of 10 s  4 in flight, 12 served, 3 refused"
     )
     assert "waiting for the last responses" in line(11.0, 10.0, 4, ended, width=200)
     assert len(line(5.0, 10.0, 4, ended, width=30)) == 30

@@ -48,7 +48,7 @@ def test_requests_behind_a_queue_are_worth_fewer_independent_ones() -> None:
 def test_a_trend_has_no_interval_and_the_reason_is_told() -> None:
     made = Series([float(each) for each in range(100)]).percentiles((0.5,))[0]
     assert made == Estimate(
-        49.0, reason="the run is worth about 1 independent request; a bound of the P50 needs 6"
+        49.0, reason="the run counts as about 1 independent request; a bound of the P50 needs 6"
     )
 
 

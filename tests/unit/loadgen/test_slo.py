@@ -116,5 +116,5 @@ def test_an_open_interval_has_its_reason_in_the_report() -> None:
         *(attempt(float(at) / 10, 0.1 + at % 7 / 100) for at in range(99)), tenants=[TenantMeta("gold")]
     )
     for shown in (report.text(made.meta, summarise(made)), checked(report.html(made, summarise(made)))):
-        assert "TTFT p99 has no upper bound. gold: the run is worth about" in shown
+        assert "TTFT p99 has no upper bound. gold: the run counts as about" in shown
         assert "an upper bound of the P99 needs 368. Run longer" in shown
