@@ -108,7 +108,8 @@ _TOP = (
     _text(
         "prompt",
         f"`{PromptForm.IDS}`, or `{PromptForm.TEXT}` where the endpoint takes no ids, or with `tokenizer`",
-        "Token ids have exact lengths. Without `tokenizer`, text has about the length that follows from `tokens_per_byte`.",
+        "Token ids have exact lengths. Without `tokenizer`, the length of text is approximate, "
+        "by `tokens_per_byte`.",
         _words(tuple(PromptForm)),
     ),
     ScenarioField(
@@ -258,8 +259,8 @@ _BEHAVIOUR = (
     _mapping(
         "tenants[].conversation",
         "none",
-        "Requests come in conversations, whose starts are the `arrivals`. Each turn sends the earlier turns with "
-        "the received responses. A conversation ends early after a refusal or a failure.",
+        "Requests come in conversations, whose starts are the `arrivals`. Each turn sends the earlier turns "
+        "with the received responses. A conversation ends early after a refusal or a failure.",
     ),
     ScenarioField(
         "tenants[].conversation.turns",
@@ -328,7 +329,8 @@ _ARRIVALS = (
         "",
         Bounds(LEAST_CV, MOST_CV),
         REQUIRED,
-        "The standard deviation of the gaps / their mean: 1 as `poisson`, above 1 in clusters, below 1 more even.",
+        "The standard deviation of the gaps / their mean: 1 as `poisson`, above 1 in clusters, below 1 more "
+        "even.",
     ),
     _rate("tenants[].arrivals.ramp.from", "The rate at the start.", Bounds()),
     _rate("tenants[].arrivals.ramp.to", "The rate at the end.", Bounds()),

@@ -133,10 +133,12 @@ def _prompt_form(fields: dict[str, Field], tenants: tuple[Tenant, ...]) -> Promp
     form = given(fields, "prompt", lambda f: _form(f, tenants), default)
     if form is PromptForm.IDS and "tokenizer" in fields:
         fields["tokenizer"].fail(
-            "stands beside token ids, which are exact", "remove it, or write 'prompt: text'"
+            "cannot be combined with token ids, whose lengths are exact", "remove it, or write 'prompt: text'"
         )
     if "tokens_per_byte" in fields and "tokenizer" in fields:
-        fields["tokens_per_byte"].fail("stands beside a tokenizer, which counts tokens", "remove it")
+        fields["tokens_per_byte"].fail(
+            "cannot be combined with a tokenizer, which counts tokens", "remove it"
+        )
     return form
 
 
@@ -252,9 +254,13 @@ def _check_lengths(item: Field, fields: dict[str, Field], endpoint: Endpoint, tr
         fields["trace"].fail("has whole conversations", "add 'conversation: {think_s: 5}' to the tenant")
     for name in ("input", "output", *(() if trace.is_conversations else ("conversation",))):
         if name in fields:
-            fields[name].fail("stands beside a trace, which has requests of its own", f"remove '{name}:'")
+            fields[name].fail(
+                "cannot be combined with a trace, which has requests of its own", f"remove '{name}:'"
+            )
     if "prefix" in fields and any(traced.blocks or traced.messages for traced in trace.requests):
-        fields["prefix"].fail("stands beside a trace, which has prefixes of its own", "remove 'prefix:'")
+        fields["prefix"].fail(
+            "cannot be combined with a trace, which has prefixes of its own", "remove 'prefix:'"
+        )
 
 
 def _batch(field: Field) -> int:

@@ -70,7 +70,7 @@ def read(field: Field, folder: Path, *, has_arrivals: bool) -> Trace:
 
 def _selection(fields: dict[str, Field]) -> Selection:
     if "speed" in fields and "rate" in fields:
-        fields["rate"].fail("stands beside speed", "keep one of the two")
+        fields["rate"].fail("cannot be combined with speed", "keep one of the two")
     return Selection(
         start_s=given(fields, "start_s", lambda f: f.number("seconds"), 0.0),
         duration_s=given(fields, "duration_s", lambda f: f.number("seconds", above=True), math.inf),

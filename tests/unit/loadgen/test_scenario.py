@@ -175,7 +175,8 @@ def test_the_path_of_a_trace_is_relative_to_the_scenario(tmp_path: Path) -> None
         ('{"at": 1, "input": 0, "output": 8}\n', "t.jsonl:1: input is 0; write from 1 to"),
         (
             "",
-            "t.jsonl: there is no request in the selected part; change start_s, duration_s, most_input or most_requests",
+            "t.jsonl: there is no request in the selected part; change start_s, duration_s, most_input "
+            "or most_requests",
         ),
         (None, "t.jsonl: cannot be read (No such file or directory); name a file that exists"),
     ],

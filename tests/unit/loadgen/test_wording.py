@@ -179,11 +179,11 @@ async def test_without_a_tokenizer_nothing_is_counted() -> None:
         ("tokenizer: {path: a}", "s.yaml:4: tokenizer.path is not a known field"),
         (
             "tokenizer: engine\nprompt: ids",
-            "s.yaml:4: tokenizer stands beside token ids, which are exact; remove",
+            "s.yaml:4: tokenizer cannot be combined with token ids, whose lengths are exact; remove",
         ),
         (
             "tokenizer: engine\ntokens_per_byte: 0.3",
-            "s.yaml:5: tokens_per_byte stands beside a tokenizer, which counts tokens; remove it",
+            "s.yaml:5: tokens_per_byte cannot be combined with a tokenizer, which counts tokens; remove it",
         ),
     ],
 )

@@ -218,7 +218,7 @@ def test_equal_conversations_have_lines_of_their_own(tmp_path: Path) -> None:
             "t.csv:1: a message is from 'bot'; write one of human",
         ),
         ("sharegpt", '[\n\n{"messages": 3}]', "t.csv:3: Expected `array | null`, got `int`"),
-        ("sharegpt", "[]", "t.csv: there is no request in the asked part"),
+        ("sharegpt", "[]", "t.csv: there is no request in the selected part"),
     ],
 )
 def test_a_bad_file_names_line_and_fix(tmp_path: Path, form: str, text: str, error: str) -> None:
@@ -250,15 +250,15 @@ def test_a_file_that_cannot_be_unpacked_is_an_error(tmp_path: Path) -> None:
         ),
         (
             ["trace: {azure: {file: t.csv, speed: 2, rate: 3}}"],
-            "rate stands beside speed; keep one of the two",
+            "rate cannot be combined with speed; keep one of the two",
         ),
         (["trace: {azure: {file: t.csv, turns: each}}"], "turns is not a known field"),
-        (["trace: {azure: {file: t.csv}}", "input: 3"], "input stands beside a trace"),
+        (["trace: {azure: {file: t.csv}}", "input: 3"], "input cannot be combined with a trace"),
         (
             ["trace: {azure: {file: t.csv}}", "conversation: {turns: 2, think_s: 1}"],
-            "conversation stands beside a trace",
+            "conversation cannot be combined with a trace",
         ),
-        (["trace: {azure: {file: t.csv, start_s: 60}}"], "there is no request in the asked part"),
+        (["trace: {azure: {file: t.csv, start_s: 60}}"], "there is no request in the selected part"),
         (["trace: {azure: {file: t.csv, duration_s: 1, rate: 5}}"], None),
         (["trace: {azure: {file: t.csv, most_requests: 1, rate: 5}}"], "so they have no rate; remove rate"),
         (
@@ -266,7 +266,10 @@ def test_a_file_that_cannot_be_unpacked_is_an_error(tmp_path: Path) -> None:
             "trace has conversations, which the embeddings endpoint does not take; use the chat endpoint",
         ),
         (["trace: {mooncake: {file: m, lengths: 0.1}}"], "so a block of 512 tokens would have 51.2; write"),
-        (["trace: {mooncake: {file: m}}", "prefix: {tokens: 3}"], "prefix stands beside a trace, which has"),
+        (
+            ["trace: {mooncake: {file: m}}", "prefix: {tokens: 3}"],
+            "prefix cannot be combined with a trace, which has",
+        ),
     ],
 )
 def test_a_bad_trace_field_names_its_fix(tmp_path: Path, fields: list[str], error: str | None) -> None:
