@@ -42,9 +42,9 @@ def provided(package: Package, interpreters: Sequence[str], among: Path = HOME) 
     Its environment is a folder ``among`` others.
     """
     home = among / package.name
-    stamp = home / ".installed"
-    if stamp.is_file() and stamp.read_text() == package.requirement:
-        return home / "bin"
+    stamp, content = home / ".installed", f"{package.requirement} in {home}"
+    if stamp.is_file() and stamp.read_text() == content:
+        return home / "bin"  # its programs name its folder, so a folder that was moved does not count
     python = suitable(package, interpreters, version_of)
     _run(f"an environment for {package.name}", python, "-m", "venv", "--clear", str(home))
     pip = [str(home / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
@@ -53,7 +53,7 @@ def provided(package: Package, interpreters: Sequence[str], among: Path = HOME) 
         with contextlib.suppress(Unavailable):
             _run(f"torch for {package.name}", *pip, f"{TORCH}+cpu")
     _run(package.requirement, *pip, package.requirement)
-    stamp.write_text(package.requirement)
+    stamp.write_text(content)
     return home / "bin"
 
 

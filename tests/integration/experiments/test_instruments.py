@@ -62,5 +62,11 @@ def test_a_package_is_installed_once_and_a_failure_says_why(tmp_path: Path) -> N
     broken = Package("broken==not a version")
     with pytest.raises(Unavailable, match=r"broken==not a version cannot be installed: .*not a version"):
         provided(broken, [sys.executable], tmp_path)
-    (tmp_path / "broken" / ".installed").write_text(broken.requirement)
-    assert provided(broken, [], tmp_path) == tmp_path / "broken" / "bin"
+    home = tmp_path / "broken"
+    (home / ".installed").write_text(f"{broken.requirement} in {home}")
+    assert provided(broken, [], tmp_path) == home / "bin"
+    other = tmp_path / "other"
+    other.mkdir()
+    home.rename(other / "broken")
+    with pytest.raises(Unavailable):
+        provided(broken, [], other)
