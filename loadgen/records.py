@@ -78,9 +78,9 @@ class Attempt(msgspec.Struct, omit_defaults=True):
     sent_s: float
     end_s: float
     input_tokens: int
-    """As asked."""
+    """As requested."""
     output_tokens: int
-    """As asked."""
+    """As requested."""
     attempt: int = 1
     is_last: bool = True
     outcome: Outcome = Outcome.CUT
