@@ -56,7 +56,7 @@ from loadgen.trust import complaints
 
 HEAD_START_S = 0.05
 MOST_LATE = 100
-"""Other tasks run after so many late arrivals of a tenant, so that a late generator sends and can be ended."""
+"""Other tasks run after so many late arrivals of a tenant, so that a late generator can send and be ended."""
 MOST_DOUBLINGS = 64
 """The most doublings of the wait between attempts."""
 _FEW = 0.5

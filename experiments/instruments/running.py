@@ -58,7 +58,7 @@ def run(instrument: Instrument, programs: Path, call: Call, core: int, start_s: 
     try:
         status = process.wait(limit)
         if status != 0:
-            problem = f"ended with status {status}"
+            problem = f"ended with status {status}, see its output in {call.folder.name}"
     except TimeoutError:
         problem = f"did not end within {limit:.0f} s"
     finally:
@@ -71,7 +71,9 @@ def run(instrument: Instrument, programs: Path, call: Call, core: int, start_s: 
         try:
             figures = instrument.read(call.folder)
         except (OSError, LookupError, ValueError, TypeError) as error:
-            problem = f"has no figures: {type(error).__name__}: {error}"
+            problem = (
+                f"wrote no figures ({type(error).__name__}: {error}), see its output in {call.folder.name}"
+            )
     return Result(instrument.name, call.workload.rate, call.workload.requests, figures, own, cpu_s, problem)
 
 

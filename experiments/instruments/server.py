@@ -37,7 +37,9 @@ def cores() -> tuple[int, int]:
     """The core of the server and the core of the instruments. Raises ``OneCore``."""
     usable = sorted(os.sched_getaffinity(0))
     if len(usable) < 2:
-        raise OneCore("the comparison needs two cores, one for the server and one for the instruments")
+        raise OneCore(
+            "this process may use one core; give it two, one for the server and one for the instruments"
+        )
     return usable[0], usable[-1]
 
 

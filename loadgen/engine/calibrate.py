@@ -213,20 +213,27 @@ class Prober:
         began, seen = time.monotonic(), []
         async with self._session.post(f"{self._url}/v1/completions", json=body) as response:
             if response.status != 200:
-                raise CalibrationError(f"{self._url} answers {response.status}: {await response.text()}")
+                said = await response.text()
+                raise CalibrationError(
+                    f"{self._url}/v1/completions answers {response.status} ({said}); check --url and --model"
+                )
             async for line in response.content:
                 if line.startswith(b'data: {"'):
                     event = json.loads(line[6:])
                     if event.get("choices"):
                         seen.append((time.monotonic(), event["usage"]["completion_tokens"]))
         if not seen:
-            raise CalibrationError(f"{self._url} streamed no token")
+            raise CalibrationError(
+                f"{self._url} streamed no token; give the URL of an engine that streams usage"
+            )
         return began, seen
 
     async def _get(self, path: str) -> str:
         async with self._session.get(f"{self._url}{path}") as response:
             if response.status != 200:
-                raise CalibrationError(f"{self._url}{path} answers {response.status}")
+                raise CalibrationError(
+                    f"{self._url}{path} answers {response.status}; give the URL of an engine"
+                )
             return await response.text()
 
 
@@ -240,7 +247,7 @@ async def calibrate(url: str, model: str, effort: Effort, chance: random.Random)
             shape = await prober.shape()
             points = await prober.measure(effort, shape.window)
     except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
-        raise CalibrationError(f"{url}: {error or 'no answer in time'}") from error
+        raise CalibrationError(f"{url}: {error or 'no response within 120 s'}; check --url") from error
     return calibrated(points, shape)
 
 

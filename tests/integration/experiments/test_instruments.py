@@ -21,7 +21,7 @@ from experiments.instruments.workload import Workload
 LOAD = Workload(rate=40.0, requests=20, input_tokens=16, output_tokens=8)
 FAULTS = {
     "stops": ("raise SystemExit(3)", "ended with status 3"),
-    "silent": ("", "has no figures: FileNotFoundError: .*result.json"),
+    "silent": ("", "wrote no figures .FileNotFoundError: .*result.json.*see its output in silent"),
     "slow": ("import time; time.sleep(60)", "did not end within 3 s"),
 }
 
