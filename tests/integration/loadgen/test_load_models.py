@@ -211,7 +211,7 @@ async def test_a_goal_of_no_tenant_is_refused_before_the_first_run(tmp_path: Pat
     ("options", "error"),
     [
         (["--warm-up", "8", "--cool-down", "2"], "s.yaml has 10 s, of which a warm-up of 8 s and a cool-"),
-        (["--warm-up", "-1"], "argument --warm-up: -1 is not a number of at least 0"),
+        (["--warm-up", "-1"], "argument --warm-up: -1 is not a number from 0 to"),
         (["--duration", "2", "--warm-up", "2"], "leave nothing to measure; give a longer --duration"),
     ],
 )
