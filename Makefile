@@ -20,7 +20,7 @@ help: ## list these targets
 demo: .venv/.installed ## run a real engine, a sidecar and three tenants under load; SIDECARS=3 DEMO_SECONDS=30
 	@$(BIN)/python -m demo
 
-test: .venv/.installed ## run the checks and every tier of tests, as CI does; some 25 minutes on two cores
+test: .venv/.installed ## run the checks and every tier of tests, as CI does; some 20 minutes on two cores
 	@$(TESTS) check unit integration e2e unit-compiled coverage
 
 # The tiers. tests/__main__.py lists the tests of each tier, and the jobs that `make test` runs in parallel.

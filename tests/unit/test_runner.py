@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from tests.__main__ import JOBS, TIERS, Ended, Job, selected, startable
 UNIT = Path(__file__).parent
 
 
-def job(name: str, *needs: str, cores: int = 1, is_background: bool = False) -> Job:
-    return Job(name, ["true"], frozenset(needs), cores, is_background=is_background)
+def job(
+    name: str, *needs: str, after: Sequence[str] = (), cores: int = 1, is_background: bool = False
+) -> Job:
+    return Job(name, ["true"], frozenset(needs), frozenset(after), cores, is_background=is_background)
 
 
 def names(jobs: list[Job]) -> list[str]:
@@ -55,6 +58,14 @@ def test_a_job_starts_after_what_it_needs_has_passed() -> None:
     assert names(startable(waiting, {"a": True})) == ["d"]
     assert names(startable(waiting, {"a": True, "b": False})) == ["d"]
     assert names(startable(waiting, {"a": True, "b": True})) == ["c", "d"]
+
+
+def test_a_job_starts_after_others_have_ended_if_the_run_has_them() -> None:
+    second = job("second", after=["first"], cores=0)
+    assert names(startable([second], {}, [job("first")])) == []
+    assert names(startable([job("first", "missing"), second], {})) == []
+    assert names(startable([second], {"first": False})) == ["second"]
+    assert names(startable([second], {})) == ["second"]
 
 
 def test_how_a_job_ended_is_a_line(tmp_path: Path) -> None:
