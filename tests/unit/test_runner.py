@@ -17,7 +17,7 @@ UNIT = Path(__file__).parent
 def job(
     name: str, *needs: str, after: Sequence[str] = (), cores: int = 1, is_background: bool = False
 ) -> Job:
-    return Job(name, ["true"], frozenset(needs), frozenset(after), cores, is_background=is_background)
+    return Job(name, ["true"], frozenset(needs), cores, is_background=is_background, after=frozenset(after))
 
 
 def names(jobs: list[Job]) -> list[str]:
