@@ -274,14 +274,16 @@ def test_more_demand_never_lowers_the_share_of_a_claim(tree: Tree, scale: float)
 
 
 @given(trees(claims_in_all_dimensions()), scales)
-def test_more_weight_never_lowers_the_limit_of_a_claim(tree: Tree, scale: float) -> None:
-    """Debt is a factor of the weight, so this covers debt too."""
+def test_more_weight_never_lowers_the_allocation_of_a_claim(tree: Tree, scale: float) -> None:
+    """Debt is a factor of the weight, so this covers debt too.
+
+    A limit also has the free capacity, and that may become less: a whole sequence moves from one claim to
+    another, which uses more tokens with it.
+    """
     made, groups = tree
     more = [replace(made[0], weight=made[0].weight * scale), *made[1:]]
     before, after = (Division(CAPACITY, some, groups).shares()["e0"] for some in (made, more))
     assert not_less(after.allocation, before.allocation)
-    # A limit also has the free capacity. Whole sequences of others may move some tokens of it.
-    assert not_less(after.limit * (1 + 1e-5), before.limit)
 
 
 @given(trees(claims_in_all_dimensions()), scales)
