@@ -184,7 +184,7 @@ async def test_a_shared_core_is_told(tmp_path: Path) -> None:
             process = await started(tmp_path, server.url, core, "poisson: {rate: 60}")
             while not server.received:
                 await asyncio.sleep(0.02)
-            with busy(core):
+            with busy(core), busy(core), busy(core):  # one alone is told on a quiet machine, but not on each
                 meta, complaints = await finished(tmp_path, process)
     assert meta.waited > 0.03
     assert any(told.startswith("shared its core: ") for told in complaints)
