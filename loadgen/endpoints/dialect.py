@@ -102,9 +102,9 @@ def bearer(key: str | None) -> dict[str, str]:
 
 
 def secrets(headers: Mapping[str, str]) -> list[str]:
-    """The keys in headers with names in lower case. A server may repeat them in an error."""
-    found = (headers.get(name) for name in KEY_HEADERS)
-    return [text.removeprefix("Bearer ") for text in found if text]
+    """The keys in headers. A server may repeat them in an error."""
+    found = [text.split(" ")[-1] for name, text in headers.items() if name.lower() in KEY_HEADERS]
+    return [key for key in found if key]
 
 
 def single(tokens: int, batch: int) -> list[int]:

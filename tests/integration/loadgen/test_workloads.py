@@ -155,6 +155,19 @@ async def test_tokens_are_counted_with_the_headers_of_a_tenant() -> None:
     assert {received.headers["authorization"] for received in server.received} == {"Token abc"}
 
 
+@pytest.mark.parametrize(
+    "fields", [{"key": "sk-1"}, {"headers": (Header("Authorization", "Token sk-1"),)}], ids=["key", "header"]
+)
+async def test_a_key_that_tokenize_repeats_is_not_shown(fields: dict[str, Any]) -> None:
+    async def refuses(received: Received, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "Incorrect API key: sk-1."}}, status=401)
+
+    world = scenario(tenant("gold", **fields), tokenizer=Tokenizer())
+    async with Server(refuses).running() as server:
+        with pytest.raises(ScenarioError, match=r"answered 401: Incorrect API key: \[key\]\."):
+            await prepare(world, server.url)
+
+
 async def test_an_engine_that_cannot_tokenize_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizing, "MOST_BYTES", 1 << 17)
 
