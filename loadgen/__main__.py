@@ -135,7 +135,7 @@ def _order(arguments: argparse.Namespace, asked: Sequence[Goal] = ()) -> Order:
 
     scenario = _scenario(arguments)
     _check_order(scenario, arguments)
-    goals.check(asked, [TenantMeta(tenant.name, tenant.tier, tenant.slo) for tenant in scenario.tenants])
+    goals.check(asked, [TenantMeta.of(tenant) for tenant in scenario.tenants])
     tls = Tls(arguments.tls_ca, arguments.tls_cert, arguments.tls_key, arguments.tls_insecure)
     uvloop.run(probe(scenario, arguments.url, tls=tls.context()))
     scenario, notes = uvloop.run(prepare(scenario, arguments.url[0], tls=tls.context()))

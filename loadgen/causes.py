@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import ssl
+from collections.abc import Iterable
 
 import aiohttp
 import msgspec
@@ -83,9 +84,11 @@ def name(text: str) -> str:
     return plain if len(plain) <= MOST_NAME else f"{plain[: MOST_NAME - 3]}..."
 
 
-def without(text: str, key: str | None) -> str:
-    """Text without an API key that a server repeats in its message."""
-    return text.replace(key, "[key]") if key else text
+def without(text: str, keys: Iterable[str]) -> str:
+    """Text without the API keys that a server repeats in its message."""
+    for key in keys:
+        text = text.replace(key, "[key]")
+    return text
 
 
 def _text(content: bytes) -> str:

@@ -14,7 +14,7 @@ from types import TracebackType
 
 import aiohttp
 
-from loadgen import bodies, causes, sse
+from loadgen import bodies, causes, server_urls, sse
 from loadgen.endpoints.dialect import Dialect, Event, secrets
 from loadgen.endpoints.table import DIALECTS
 from loadgen.records import Attempt, Outcome
@@ -68,7 +68,7 @@ class Client:
         clock: Callable[[], float],
         tls: ssl.SSLContext | bool = True,
     ) -> None:
-        self._urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
+        self._urls = [server_urls.base(url) for url in urls]
         self._timeout_s = timeout_s
         self._clock = clock
         self._session = aiohttp.ClientSession(
@@ -121,10 +121,9 @@ class Client:
             attempt.outcome, attempt.reason, attempt.message = stream.ending(*causes.of_exception(error))
         finally:
             attempt.end_s = self._clock()
-            for secret in to.secrets if attempt.message or attempt.reason else ():
-                attempt.message = causes.without(attempt.message, secret)
-                attempt.reason = causes.without(attempt.reason, secret)
-            attempt.reason = causes.name(attempt.reason)
+            if attempt.message or attempt.reason:
+                attempt.message = causes.without(attempt.message, to.secrets)
+                attempt.reason = causes.name(causes.without(attempt.reason, to.secrets))
             stream.close()
         return stream.answer
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import aiohttp
 import msgspec
 
-from loadgen import causes, prompts
+from loadgen import causes, prompts, server_urls
 from loadgen.arrivals import Request
 from loadgen.client import recipient
 from loadgen.decoding import UNDECODABLE
@@ -70,7 +70,7 @@ async def probe(
 
 async def _probe(session: aiohttp.ClientSession, scenario: Scenario, url: str) -> str:
     """The problem of one server; empty if it can serve some tenant."""
-    base = url.rstrip("/").removesuffix("/v1")
+    base = server_urls.base(url)
     tenants = list({(t.key, t.model, t.endpoint): t for t in scenario.tenants}.values())
     tried = tenants[:MOST_KEYS]
     try:
@@ -92,14 +92,7 @@ async def _ask(session: aiohttp.ClientSession, scenario: Scenario, base: str, te
         return problem(reply, tenant)
     body = prompts.body(scenario, tenant, Request(0, 1, 1, has_prefix=False), scenario.seed, "probe")
     tried = await _reply(session, "POST", base + to.dialect.path, to.headers, body)
-    return _without(wrong_model(tried, model, listed), to.secrets) or problem(tried, tenant)
-
-
-def _without(text: str, secrets: Iterable[str]) -> str:
-    """Text without the keys that a server repeats."""
-    for secret in secrets:
-        text = causes.without(text, secret)
-    return text
+    return causes.without(wrong_model(tried, model, listed), to.secrets) or problem(tried, tenant)
 
 
 async def _reply(
@@ -136,7 +129,7 @@ def problem(reply: Reply, tenant: Tenant) -> str:
     if 300 <= reply.status < 400:
         return f"redirects to {causes.line(reply.location) or 'another place'}; give that server with --url"
     if reply.status in _REFUSED_KEY:
-        said = _without(causes.message(reply.content), recipient(tenant).secrets)
+        said = causes.without(causes.message(reply.content), recipient(tenant).secrets)
         fix = (
             "give the tenant a `key` in the scenario"
             if tenant.key is None

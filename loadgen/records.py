@@ -18,7 +18,7 @@ from typing import IO, TypeVar
 import msgspec
 
 from loadgen.decoding import UNDECODABLE
-from loadgen.scenario import Header, Process, Scenario, Slo, Trace
+from loadgen.scenario import Header, Process, Scenario, Slo, Tenant, Trace
 
 _Record = TypeVar("_Record")
 REQUESTS, STATE, META, SUMMARY, GOALS, REPORT, TABLE = (
@@ -137,6 +137,11 @@ class TenantMeta(msgspec.Struct, frozen=True):
     slo: Slo | None = None
     ignores_eos: bool = True
     """Whether its responses should have the requested length."""
+
+    @classmethod
+    def of(cls, tenant: Tenant) -> TenantMeta:
+        """What the report needs of a tenant."""
+        return cls(tenant.name, tenant.tier, tenant.slo, tenant.ignore_eos)
 
 
 class Machine(msgspec.Struct, frozen=True):

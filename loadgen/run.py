@@ -359,7 +359,7 @@ class Runner:
             drain_s=scenario.drain_s,
             ended_s=ended,
             is_interrupted=self.is_stopped,
-            tenants=[TenantMeta(t.name, t.tier, t.slo, t.ignore_eos) for t in scenario.tenants],
+            tenants=[TenantMeta.of(tenant) for tenant in scenario.tenants],
             phases=self._phases,
             faults=self._fault_results,
             urls=order.urls,

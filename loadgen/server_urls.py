@@ -7,6 +7,11 @@ from urllib.parse import urlsplit
 from loadgen.fields import ScenarioError
 
 
+def base(url: str) -> str:
+    """The beginning of the URLs of a server's endpoints. ``/v1`` at its end is left out: each path has it."""
+    return url.rstrip("/").removesuffix("/v1")
+
+
 def check(url: str) -> None:
     """Raise ``ScenarioError`` if a text cannot be the URL of a page."""
     try:

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn, Protocol
 import aiohttp
 import msgspec
 
-from loadgen import bodies, causes
+from loadgen import bodies, causes, server_urls
 from loadgen.decoding import UNDECODABLE
 from loadgen.endpoints.dialect import bearer, secrets
 from loadgen.fields import ScenarioError
@@ -49,7 +49,7 @@ class EngineCounter:
         self, session: aiohttp.ClientSession, url: str, model: str, headers: Mapping[str, str]
     ) -> None:
         self._session = session
-        self._url = url.rstrip("/").removesuffix("/v1") + "/tokenize"
+        self._url = server_urls.base(url) + "/tokenize"
         self._model = model
         self._headers = headers
         self._free = asyncio.Semaphore(_AT_ONCE)
@@ -71,13 +71,9 @@ class EngineCounter:
                 content = await bodies.read(response, MOST_BYTES)
                 if response.status != 200:
                     said = causes.message(content) or "no text"
-                    for secret in secrets(self._headers):
-                        said = causes.without(said, secret)
-                    self._fail(f"answered {response.status}: {said}")
+                    self._fail(f"answered {response.status}: {causes.without(said, secrets(self._headers))}")
                 return msgspec.json.decode(content, type=_Counted).count
-        except UNDECODABLE as error:
-            self._fail(f"has no count in its answer ({error})")
-        except TooLong as error:
+        except (*UNDECODABLE, TooLong) as error:
             self._fail(f"has no count in its answer ({error})")
         except TimeoutError:
             self._fail(f"does not answer within {_TIMEOUT_S:g} s")

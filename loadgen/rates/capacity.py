@@ -12,7 +12,7 @@ from loadgen.conditions import OPERATORS
 from loadgen.fields import ScenarioError
 from loadgen.goals import Goal, GoalResult
 from loadgen.measures import shown
-from loadgen.rates.outcome import Result, Told, write
+from loadgen.rates.outcome import Result, Tell, write
 from loadgen.rates.points import Point, rate_text
 from loadgen.rates.search import Search, Verdict
 from loadgen.rates.steps import Steps, own_rate
@@ -93,7 +93,7 @@ def decided(result: GoalResult) -> Verdict:
     return Verdict.LIKELY_MET if result.is_met else Verdict.LIKELY_MISSED
 
 
-def capacity(steps: Steps, asked: Sequence[Goal], limits: Limits, tell: Told) -> Result:
+def capacity(steps: Steps, asked: Sequence[Goal], limits: Limits, tell: Tell) -> Result:
     """Search for the highest rate that meets the goals, and write the report. Raises ``ScenarioError``."""
     scenario = steps.order.scenario
     if not steps.has_time(limits.most_time):
@@ -102,7 +102,7 @@ def capacity(steps: Steps, asked: Sequence[Goal], limits: Limits, tell: Told) ->
             "give a longer time, or a shorter --duration"
         )
     search = Search(limits.first or own_rate(scenario), limits.resolution, limits.most_runs)
-    tenants = [TenantMeta(tenant.name, tenant.tier, tenant.slo) for tenant in scenario.tenants]
+    tenants = [TenantMeta.of(tenant) for tenant in scenario.tenants]
     judged = _Judged(asked, tenants)
     is_out_of_time = False
     while (rate := search.next_rate()) is not None:

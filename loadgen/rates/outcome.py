@@ -10,7 +10,7 @@ from loadgen.rates.points import Point
 from loadgen.rates.steps import Steps
 from loadgen.records import save
 
-Told = Callable[[str], None]
+Tell = Callable[[str], None]
 """Takes a line about the progress."""
 
 

@@ -9,7 +9,7 @@ import msgspec
 from loadgen import words
 from loadgen.rates import knee
 from loadgen.rates.ladder import next_rate
-from loadgen.rates.outcome import Result, Told, write
+from loadgen.rates.outcome import Result, Tell, write
 from loadgen.rates.points import kept_up, rate_text
 from loadgen.rates.steps import Steps, own_rate
 
@@ -23,7 +23,7 @@ class Rates(Protocol):
     most_runs: int
 
 
-def sweep(steps: Steps, options: Rates, tell: Told) -> Result:
+def sweep(steps: Steps, options: Rates, tell: Tell) -> Result:
     """Run at each rate, find the knee, and write the report into the folder of ``steps``."""
     first = own_rate(steps.order.scenario)
     while (rate := _next(steps, options, first)) is not None:

@@ -8,9 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tokenpool.amounts import NOTHING
 from tokenpool.planning.claims import GroupClaim
 from tokenpool.planning.tree_filling import GroupNode, TreeFilling
-from tokenpool.planning.vectors import DIMENSIONS, EPSILON, Vector, counted, larger, smaller
-
-_NONE: Vector = (0.0, 0.0, 0.0)
+from tokenpool.planning.vectors import DIMENSIONS, EPSILON, ZERO, Vector, counted, larger, smaller
 
 
 class Tree:
@@ -182,7 +180,7 @@ class Tree:
                     most, is_bounded = smaller(most, rooms[node.name]), True
                 found[id(node)] = most, is_bounded
         return [
-            _NONE if found[id(node)][1] and not dominant else found[id(node)][0]
+            ZERO if found[id(node)][1] and not dominant else found[id(node)][0]
             for node, dominant in zip(self._parents, dominants, strict=True)
         ]
 

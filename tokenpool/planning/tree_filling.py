@@ -24,7 +24,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from tokenpool.planning.vectors import DIMENSIONS, EPSILON, Vector, dominant_shares
+from tokenpool.planning.vectors import DIMENSIONS, EPSILON, ZERO, Vector, dominant_shares
 
 _Event = tuple[float, float, float, float, float, float, int]
 """A level, and the changes there: of the use of each dimension per unit of level, of the weights of growing
@@ -36,8 +36,6 @@ _BELOW_GUARANTEES = 1e-3
 Such members grow only in dimensions that their guarantees do not name, so no share rises. The level must
 still be a function of the group's share."""
 
-
-_NOTHING: Vector = (0.0, 0.0, 0.0)
 
 _Segment = tuple[float, float, float, float, float, float]
 """A part of a schedule, up to the share of the next segment. It has the share and the level at its beginning.
@@ -368,7 +366,7 @@ class TreeFilling:
                 continue
             weight = weights[index]
             per_level = weight / dominants[index]
-            if self._held[index] != _NOTHING:
+            if self._held[index] != ZERO:
                 # Its share may still be 0: a dimension without capacity has no part in a share.
                 members.add_claim_with_guarantee(
                     demands[index], self._held[index], held_shares[index], weight, per_level, most / per_level

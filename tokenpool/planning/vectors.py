@@ -13,6 +13,7 @@ DIMENSIONS = range(3)
 
 Vector = tuple[float, float, float]
 """Tokens per second, KV tokens, sequences."""
+ZERO: Vector = (0.0, 0.0, 0.0)
 
 
 def counted(vector: Vector) -> Vector:

@@ -70,8 +70,8 @@ def test_a_message_is_one_short_printable_line(content: bytes) -> None:
 
 
 def test_a_message_does_not_contain_the_key() -> None:
-    assert causes.without("Incorrect API key: sk-1.", "sk-1") == "Incorrect API key: [key]."
-    assert causes.without("as is", None) == "as is"
+    assert causes.without("Incorrect API key: sk-1.", ["sk-1"]) == "Incorrect API key: [key]."
+    assert causes.without("as is", []) == "as is"
 
 
 def test_a_timeout_says_how_far_the_response_was() -> None:
