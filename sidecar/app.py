@@ -17,6 +17,7 @@ from runtime.admin import PageServer
 from runtime.followed import Credentials, FollowedFiles
 from runtime.listening import BACKLOG, bound, listening
 from runtime.loopdelay import LoopDelay
+from runtime.loopholds import LoopHolds
 from runtime.options import Addresses, SettingsError
 from runtime.tls import Certificate
 from sidecar.admin import Admin
@@ -179,7 +180,7 @@ class Sidecar:
             self.handover.links if self.handover is not None else None,
             tracer_of(settings, configuration.pool.name, telemetry),
         )
-        self.loop_delay = LoopDelay(telemetry.clock)
+        self.loop_delay, self.loop_holds = LoopDelay(telemetry.clock), LoopHolds(telemetry.clock)
         self.certificate = _certificate_of(settings)
         self._engine_metrics = MetricsRelay(address, PAGE_PATIENCE * settings.poll_timeout)
         self.admin = self._admin()
@@ -197,7 +198,7 @@ class Sidecar:
             limits,
             self.telemetry,
             self.manager,
-            [self.engine, self.controller, self.loop_delay],
+            [self.engine, self.controller, self.loop_delay, self.loop_holds],
             self._engine_metrics,
             self.replication,
             self.credentials,
@@ -259,33 +260,38 @@ class Sidecar:
         """Listen for tenants and operators, and start the background loops. Raises ``OSError``."""
         if self.manager.tracer is not None:
             self.manager.tracer.start()
-        await self.jwts.start()
+        job = self.loop_holds.job
+        with job("jwt"):
+            await self.jwts.start()
         self._bound = await self._listen()
         self.listens_on = self._bound[0]
-        admin_addresses = await self._pages.start(self.settings.admin, option="--admin")
+        with job("pages"):
+            admin_addresses = await self._pages.start(self.settings.admin, option="--admin")
         self.admin_on = admin_addresses[0]
         if self.local_planner is not None:
             self.local_planner.tick(self.telemetry.clock())
-            self._spawn(self.local_planner.run(self.settings.tick))
+            self._spawn("planner", self.local_planner.run(self.settings.tick))
         if self.handover is not None:
-            await self.handover.start()
+            with job("handover"):
+                await self.handover.start()
         if self.replication is not None:
-            self._spawn(self.replication.run())
+            self._spawn("leases", self.replication.run())
         if self._shared is not None:
-            self._spawn(self._shared.prices.run())
-        for work in (
-            self.watcher.run(),
-            self._follow_engine(),
-            self._follow_alarms(),
-            self._cors.run(),
-            self.pool_file_watcher.run(),
-            self._sweep(),
-            self.loop_delay.run(),
-            self.credentials.run(),
-            self.quota_exchange.run(),
+            self._spawn("prices", self._shared.prices.run())
+        for name, work in (
+            ("engine", self.watcher.run()),
+            ("engine_changes", self._follow_engine()),
+            ("deadlines", self._follow_alarms()),
+            ("cors", self._cors.run()),
+            ("pool_file", self.pool_file_watcher.run()),
+            ("sweep", self._sweep()),
+            ("loop_delay", self.loop_delay.run()),
+            ("credentials", self.credentials.run()),
+            ("quotas", self.quota_exchange.run()),
         ):
-            self._spawn(work)
-        self.usage.start()
+            self._spawn(name, work)
+        with job("usage"):
+            self.usage.start()
         log.info(
             "listening",
             extra={
@@ -307,7 +313,7 @@ class Sidecar:
             self._servers.append(server)
             self.admin.sources.append(server)
             server.accept(sockets)
-            self._spawn(self.certificate.watch.run())
+            self._spawn("credentials", self.certificate.watch.run())
             return addresses
         loop = asyncio.get_running_loop()
         for each in sockets:
@@ -325,8 +331,9 @@ class Sidecar:
         if self.certificate is not None:
             self.certificate.watch.request_reload()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, job: str, work: Coroutine[Any, Any, None]) -> None:
+        with self.loop_holds.job(job):
+            task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(_log_failure)
         self._tasks.append(task)
 
