@@ -152,7 +152,7 @@ class ReferenceQuotaStore:
         return self._since
 
     def _may_restore(self, since: float, now: float) -> bool:
-        # A record is younger than the store if nobody had used the quota before: only the store's age matters.
+        # A record is younger than the store if nobody had used the quota before.
         return now >= since + self._lifetime_s
 
     def _is_restored(self, record: _Record, now: float) -> bool:

@@ -159,7 +159,7 @@ local function expire()
 end
 
 local function is_restored(record) return record.restored or now >= record.born + message.restore_within end
--- A record is younger than the store if nobody had used the quota before, so only the age of the store matters.
+-- A record is younger than the store if nobody had used the quota before.
 local function may_restore(since) return now >= since + LIFETIME end
 
 -- Write what a holder states, and grant it a portion.
