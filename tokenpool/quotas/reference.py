@@ -1,4 +1,4 @@
-"""The rules of quotas in the lease store in Python, for tests and the simulation only.
+"""The rules of quotas in the lease store in Python, for the workers of one pod, the simulation and the tests.
 
 Production runs the same rules as a script in Redis (``tokenpool/store/quotas.lua``). One contract suite sends
 the same calls to both. Pure: ``now`` is in epoch seconds of the caller's clock. A *holder* is a sidecar.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 import pytest
@@ -13,8 +14,7 @@ import redis.asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.memory_store import MemoryStore
-from tests.integration.tokenpool.store.servers import redis_server
+from tests.integration.tokenpool.store.servers import redis_server, served
 from tokenpool.quotas.messages import (
     KEEP_RECORD_S,
     REMEMBER_S,
@@ -25,6 +25,7 @@ from tokenpool.quotas.messages import (
     QuotaRequest,
 )
 from tokenpool.store import Store
+from tokenpool.store.memory import MemoryStore
 from tokenpool.store.redis import RedisStore
 
 LIFETIME = 1.5
@@ -72,12 +73,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 pools = (f"pool-{number}" for number in itertools.count())
 
 
-@pytest_asyncio.fixture(params=["memory", "redis"])
-async def kept(request: pytest.FixtureRequest, server: int) -> AsyncIterator[Kept]:
+@pytest_asyncio.fixture
+async def local() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest_asyncio.fixture(params=["memory", "local", "redis"])
+async def kept(request: pytest.FixtureRequest, server: int, local: AsyncExitStack) -> AsyncIterator[Kept]:
     clock = Clock()
     store: Store
     if request.param == "memory":
         store = MemoryStore(LIFETIME, clock)
+    elif request.param == "local":
+        store = await local.enter_async_context(served(MemoryStore(LIFETIME, clock)))
     else:
         store = RedisStore(redis.asyncio.Redis(port=server), next(pools), LIFETIME, clock)
     await store.exchange_quotas(QuotaMessage("first", 0))
