@@ -98,5 +98,6 @@ MODULES = (
     "tokenpool.pricing.learned_costs",
     "tokenpool.quotas.budget",
     "tokenpool.quotas.quotas",
+    "tokenpool.usage.packing",
 )
 """Dotted names, in alphabetical order."""
