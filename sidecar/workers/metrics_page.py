@@ -81,13 +81,15 @@ def parsed(text: str) -> Page:
     family: Family | None = None
     for line in text.splitlines():
         if line.startswith("# "):
-            _, what, name, *rest = line.split(" ", 3)
+            _, what, name, rest, *_ = *line.split(" ", 3), "", ""
+            if not name:
+                continue
             family = page.get(name)
             if family is None:
                 family = page[name] = Family(name)
             family.head.append(line)
             if what == "TYPE":
-                family.kind = rest[0] if rest else "gauge"
+                family.kind = rest
             continue
         series, separator, value = line.rpartition(" ")
         if family is None or not separator:
