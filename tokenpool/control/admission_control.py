@@ -97,6 +97,8 @@ class AdmissionControl:
         """The engine's room, with reserved slots and queues. With other workers, their load is foreign."""
         self.mates: SharedRoom | None = None
         """The room that the workers of this sidecar share; ``None`` without other workers."""
+        self.mates_at = ""
+        """The address of another worker's peer port, without its number at the end."""
         self.slo = SloController(now)
         self.preemption = Preemption()
         self.preferring = Preferring()
@@ -753,9 +755,9 @@ class AdmissionControl:
         if placement is None:
             return
         placement.learn(peers, now)
-        if self.mates is not None and self.peer_address:
-            host = self.peer_address.rpartition(":")[0]
-            placement.learn_mates([(f"worker {n}", f"{host}:{port}") for n, port in self.mates.ports()], now)
+        if self.mates is not None:
+            named = [(f"worker {each}", f"{self.mates_at}{each}") for each in self.mates.others(now)]
+            placement.learn_mates(named, now)
         for pending in list(placement.asks):
             if placement.has_room(pending.cost.sequences, pending.cost.kv_tokens, now):
                 self._effects.ask(placement.ask(pending, pending.deadline - now, now, more=1))
