@@ -40,6 +40,7 @@ from experiments import (
 )
 from experiments.attacks import KINDS
 from experiments.instruments import command as instruments
+from experiments.peers import command as peers
 from loadgen.records import machine, versions
 from toolbox.processes import module
 
@@ -54,6 +55,7 @@ SEPARATE = {
     "coverage": coverage.main,
     "instruments": instruments.main,
     "one-pool": one_pool.main,
+    "peers": peers.main,
     "prefix-caches": prefix_caches.main,
     "quotas": quotas.main,
     "usage": usage.main,
