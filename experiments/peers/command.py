@@ -144,7 +144,7 @@ def line(result: Result) -> str:
         f" {1000 * result.ttft_p99_s:.0f} in overload,"
         f" {result.guaranteed_refused} of {result.guaranteed} guaranteed refused,"
         f" {result.tokens_per_s:.0f} tokens/s, {result.idle_refused} of {result.idle_requests} refused while"
-        f" idle, Jain {result.jain:.3f} at {result.fair_tokens_per_s:.0f} tokens/s{cpu}"
+        f" idle, Jain {result.jain:.3f} with {result.used:.0%} of the slots in use{cpu}"
     )
 
 

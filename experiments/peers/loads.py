@@ -56,8 +56,13 @@ class Sizes:
 
     @property
     def settle(self) -> float:
-        """The begin of a load that does not count."""
+        """The begin of the overload, which does not count."""
         return self.seconds / 6
+
+    @property
+    def settle_fair(self) -> float:
+        """The begin of the persistent demand, which does not count: sizes and debts are learned."""
+        return self.seconds / 3
 
 
 def _tenant(system: System, tenant: Tenant, fields: str) -> str:

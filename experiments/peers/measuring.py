@@ -15,8 +15,8 @@ from experiments.peers.system import Capacity, Place, Proxy, System
 from experiments.peers.systems import ALONE, SYSTEMS
 from experiments.peers.tenants import GUARANTEED, SLOTS, WEIGHTS
 from experiments.processes import Backend, Front, backends, finished, load, own_core
-from experiments.service import service, tokens
-from loadgen.engine.model import LIKE_COSTS, read_like
+from experiments.service import sequence_seconds, service, tokens
+from loadgen.engine.model import read_like
 from loadgen.records import FAILED, REFUSED, Attempt, Outcome, Run
 from loadgen.records import load as read_run
 from loadgen.summary import first_token, requests
@@ -24,10 +24,15 @@ from toolbox.fairness import jain_by_weight
 from toolbox.percentiles import percentile
 
 SLOWER = 5.0
-"""The simulator's steps take so many times as long as those of the measured engine.
+"""The simulator computes so many times slower than the measured engine. A request costs as much as there.
 
-That is a very small model. On two cores it would be faster than some proxies and the load generator.
+That engine has a very small model. On two cores it would be faster than some proxies and the load generator.
 """
+_SPELLED = {
+    "step_s": "--step",
+    "per_sequence_s": "--per-sequence",
+    "per_prompt_token_s": "--per-prompt-token",
+}
 CAPACITY_S, ALONE_S, WARM_UP_S = 6.0, 3.0, 2.0
 PAIRS_PER_S = 5
 """Pairs of small requests for each second of a load."""
@@ -50,8 +55,8 @@ class Result:
     """Those that were refused, or that failed."""
     tokens_per_s: float
     """Output tokens in overload."""
-    fair_tokens_per_s: float
-    """Output tokens with persistent demand."""
+    used: float
+    """The part of the engine's slots in use with persistent demand, as seen by the clients."""
     idle_requests: int
     """Requests of the moderate load."""
     idle_refused: int
@@ -70,16 +75,10 @@ def engine_flags(kind: str, system: System) -> tuple[str, ...]:
     """The engine's flags: those of the system, and the costs of the simulator's steps."""
     if kind != "simulator":
         return tuple(system.engine)
-    costs = read_like(FILES / "costs.json")
-    spelled = {"step_s": "--step", "per_sequence_s": "--per-sequence"}
-    spelled |= {"per_prompt_token_s": "--per-prompt-token", "per_request_s": "--per-request"}
-    flags = [
-        part
-        for name in LIKE_COSTS
-        if name in spelled
-        for part in (spelled[name], f"{SLOWER * costs[name]:.6f}")
-    ]
-    return (*flags, *system.engine)
+    file = FILES / "costs.json"
+    costs = read_like(file)
+    slower = [part for name, flag in _SPELLED.items() for part in (flag, f"{SLOWER * costs[name]:.6f}")]
+    return ("--like", str(file), *slower, *system.engine)
 
 
 @contextlib.contextmanager
@@ -180,7 +179,7 @@ def result_of(
     alone = _guaranteed(moderate, 0, sizes.alone)
     over = _guaranteed(overload, sizes.settle, sizes.seconds)
     last = [tries[-1] for tries in requests(moderate.attempts)]
-    span = (sizes.settle, sizes.seconds)
+    span, fair_span = (sizes.settle, sizes.seconds), (sizes.settle_fair, sizes.seconds)
     return Result(
         system=system,
         seed=seed,
@@ -191,10 +190,12 @@ def result_of(
         guaranteed=len(over),
         guaranteed_refused=sum(is_refused(attempt) for attempt in over),
         tokens_per_s=_throughput(overload, span),
-        fair_tokens_per_s=_throughput(fair, span),
+        used=sum(sequence_seconds(fair, WEIGHTS, *fair_span).values())
+        / (fair_span[1] - fair_span[0])
+        / SLOTS,
         idle_requests=len(last),
         idle_refused=sum(is_refused(attempt) for attempt in last),
-        jain=jain_by_weight(service(fair, WEIGHTS, *span), WEIGHTS),
+        jain=jain_by_weight(service(fair, WEIGHTS, *fair_span), WEIGHTS),
         added_p50_s=None if extra is None else extra.p50_s,
         added_p99_s=None if extra is None else extra.p99_s,
         cpu_s=None if cpu_s is None else cpu_s / max(len(moderate.attempts), 1),

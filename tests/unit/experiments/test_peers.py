@@ -38,7 +38,7 @@ GOOD = Result(
     guaranteed=100,
     guaranteed_refused=0,
     tokens_per_s=600.0,
-    fair_tokens_per_s=700.0,
+    used=0.95,
     idle_requests=200,
     idle_refused=0,
     jain=0.99,
@@ -232,6 +232,7 @@ def test_a_result_is_read_from_the_three_runs() -> None:
     assert (found.guaranteed, found.guaranteed_refused) == (2, 1)
     assert (found.idle_requests, found.idle_refused) == (3, 1)
     assert found.jain > 0.99
+    assert found.used == pytest.approx(6 / 4 / 16)
     assert found.cpu_s == pytest.approx(0.1)
     assert (found.added_p50_s, found.added_p99_s) == (0.001, 0.002)
 
@@ -285,7 +286,7 @@ def test_the_goals_are_reached_by_the_first() -> None:
         (replace(GOOD, idle_refused=1), "refused while idle"),
         (replace(GOOD, jain=0.85), "Jain"),
         (replace(GOOD, tokens_per_s=550.0), "throughput"),
-        (replace(GOOD, fair_tokens_per_s=600.0), "persistent demand"),
+        (replace(GOOD, used=0.9), "persistent demand"),
     ],
 )
 def test_each_goal_can_be_missed(worse: Result, goal: str) -> None:
