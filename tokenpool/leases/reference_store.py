@@ -1,8 +1,8 @@
-"""The rules of the lease store in Python, for tests and the simulation only.
+"""The rules of the lease store in Python, for the workers of one pod, the simulation and the tests.
 
-Production runs the same rules as scripts in Redis (``tokenpool/store``). One contract suite sends the same
-calls to both and requires the same answers. Pure: ``now`` is in seconds of the caller's clock. A *holder* is
-a sidecar.
+The sidecars of several pods use the same rules as scripts in Redis (``tokenpool/store``). One contract suite
+sends the same calls to both and requires the same answers. Pure: ``now`` is in seconds of the caller's clock.
+A *holder* is a sidecar, or one worker of a sidecar.
 
 - The store never grants leases of an entitlement that add up to more than its limit. The sum is larger only
   if requests already run: after a limit shrank, or after the store lost its content.
@@ -173,7 +173,7 @@ class _Holder:
 
 
 class ReferenceLeaseStore:
-    """The lease store of one pool. Used by tests, their memory store and the simulation only."""
+    """The lease store of one pool in the memory of one process."""
 
     def __init__(self, now: float, lifetime_s: float) -> None:
         self._lifetime_s = lifetime_s

@@ -1,4 +1,4 @@
-"""``ReferenceLeaseStore`` behind the ``Store`` protocol: a lease store in the process of the tests."""
+"""``ReferenceLeaseStore`` behind the ``Store`` protocol: the lease store of one pod, and of the tests."""
 
 from __future__ import annotations
 

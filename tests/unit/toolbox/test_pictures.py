@@ -1,0 +1,76 @@
+"""Pictures are well-formed SVG, keep their data, and draw what is given."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolbox.pictures import HEAD, PANEL, TITLE, Line, Panel, Phase, Picture, drawing
+
+
+def made(
+    *points: tuple[float, float | None], name: str = "a", is_log: bool = False, **fields: object
+) -> Picture:
+    panel = Panel("debt", (Line(name, points),), is_log=is_log, has_dots=True)
+    return msgspec.structs.replace(Picture("A heading", "below", "seconds", (panel,)), **fields)
+
+
+def heights(text: str) -> list[float]:
+    return [float(each) for each in re.findall(r'<circle [^>]*cy="([\d.]+)"', text)]
+
+
+def test_a_higher_value_is_drawn_higher() -> None:
+    low, middle, high = heights(drawing(made((0, -1.0), (1, 0.0), (2, 3.0))))
+    assert HEAD + TITLE <= high < middle < low <= HEAD + TITLE + PANEL
+
+
+def test_a_gap_ends_a_line() -> None:
+    text = drawing(made((0, 1.0), (1, None), (2, 1.0)))
+    (path,) = re.findall(r'<path d="([^"]+)" fill="none"', text)
+    assert path.count("M") == 2
+    assert "L" not in path
+
+
+def test_a_line_without_values_is_left_out_and_keeps_its_name() -> None:
+    text = drawing(made((0, None)))
+    assert 'fill="none"' not in text
+    assert ">a</text>" in text
+
+
+def test_a_logarithmic_axis_leaves_out_zero_and_spaces_factors_evenly() -> None:
+    one, two, four = heights(drawing(made((1, 0.0), (2, 1.0), (3, 2.0), (4, 4.0), is_log=True)))
+    assert one - two == pytest.approx(two - four, abs=0.2)
+
+
+def test_names_are_escaped() -> None:
+    text = drawing(made((0, 1.0), name="<b>&", phases=(Phase("<i>", 0, 1),)))
+    assert "&lt;b&gt;&amp;" in text
+    assert "<i>" not in text
+
+
+def test_a_picture_survives_json() -> None:
+    picture = made((0, 1.0), (1, None), phases=(Phase("peak", 0, 1),))
+    again = msgspec.json.decode(msgspec.json.encode(picture), type=Picture)
+    assert again == picture
+    assert drawing(again) == drawing(picture)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1e6), st.none() | st.floats(-1e9, 1e9, allow_subnormal=False)), max_size=20
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+def test_any_numbers_give_well_formed_svg(
+    points: list[tuple[float, float | None]], is_log: bool, is_log_axis: bool
+) -> None:
+    text = drawing(msgspec.structs.replace(made(*points, is_log=is_log), is_log=is_log_axis))
+    assert ElementTree.fromstring(text).tag.endswith("svg")
+    assert "nan" not in text
+    assert "inf" not in text
