@@ -71,7 +71,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--engine", choices=KINDS, default="simulator", help="[simulator]")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each system [5]")
     parser.add_argument("--seed", type=int, default=1, help="the first seed [1]")
-    parser.add_argument("--seconds", type=float, default=24.0, help="duration of each of three loads, s [24]")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=24.0,
+        help="duration of a load, s; the third is longer by a third [24]",
+    )
     parser.add_argument("--only", default="", help=f"systems, separated by semicolons: {'; '.join(names)}")
     parser.add_argument("--out", type=Path, default=OUT, help="the folder of the results")
     arguments = parser.parse_args(argv)

@@ -131,7 +131,7 @@ def run(
         overload = _run(
             out, "overload", loads.overload(system, sizes, rate), url, seed, sizes.seconds, system.name
         )
-        fair = _run(out, "fairness", loads.fairness(system, sizes), url, seed, sizes.seconds, system.name)
+        fair = _run(out, "fairness", loads.fairness(system, sizes), url, seed, sizes.fair, system.name)
     return result_of(system.name, seed, sizes, (moderate, overload, fair), extra, spent)
 
 
@@ -179,7 +179,7 @@ def result_of(
     alone = _guaranteed(moderate, 0, sizes.alone)
     over = _guaranteed(overload, sizes.settle, sizes.seconds)
     last = [tries[-1] for tries in requests(moderate.attempts)]
-    span, fair_span = (sizes.settle, sizes.seconds), (sizes.settle_fair, sizes.seconds)
+    span, fair_span = (sizes.settle, sizes.seconds), (sizes.settle_fair, sizes.fair)
     return Result(
         system=system,
         seed=seed,

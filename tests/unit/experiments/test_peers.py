@@ -226,13 +226,13 @@ def test_a_result_is_read_from_the_three_runs() -> None:
     overload = run(
         served(GUARANTEED, 0.5, 3.0), served(GUARANTEED, 2.0, 0.4), shed(GUARANTEED, 3.0), shed("spot", 3.0)
     )
-    fair = run(*(served(name, 2.0, 0.0, tokens=100 * int(w), lasts_s=w) for name, w in WEIGHTS.items()))
+    fair = run(*(served(name, 4.0, 0.0, tokens=100 * int(w), lasts_s=w) for name, w in WEIGHTS.items()))
     found = result_of(OURS, 3, sizes, (moderate, overload, fair), Added(0.001, 0.002), 0.3)
     assert (found.alone_ttft_p99_s, found.ttft_p99_s) == (pytest.approx(0.3), pytest.approx(0.4))
     assert (found.guaranteed, found.guaranteed_refused) == (2, 1)
     assert (found.idle_requests, found.idle_refused) == (3, 1)
     assert found.jain > 0.99
-    assert found.used == pytest.approx(6 / 4 / 16)
+    assert found.used == pytest.approx(6 / 5 / 16)
     assert found.cpu_s == pytest.approx(0.1)
     assert (found.added_p50_s, found.added_p99_s) == (0.001, 0.002)
 
