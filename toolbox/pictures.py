@@ -1,4 +1,4 @@
-"""Pictures of measurements as SVG: panels of lines above each other, over one horizontal axis. Pure.
+"""Pictures of measurements as SVG: panels of lines above each other, over one horizontal axis.
 
 A picture is a record, so it can be kept as JSON beside its drawing and be drawn again. The drawing needs no
 script, no style of a page and no library.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -64,6 +65,36 @@ class Picture(msgspec.Struct, frozen=True):
     phases: tuple[Phase, ...] = ()
     is_log: bool = False
     """Whether the horizontal axis is logarithmic."""
+
+
+DIGITS = 4
+"""The decimal places of the values in a file."""
+
+
+def keep(picture: Picture, file: Path) -> None:
+    """Write the drawing to ``file``, and the picture as JSON beside it."""
+    kept = _rounded(picture)
+    file.with_suffix(".json").write_bytes(msgspec.json.encode(kept) + b"\n")
+    file.write_text(drawing(kept))
+
+
+def read(file: Path) -> Picture:
+    """The picture of a JSON file. Raises ``msgspec.DecodeError`` for another content."""
+    return msgspec.json.decode(file.read_bytes(), type=Picture)
+
+
+def _rounded(picture: Picture) -> Picture:
+    def rounded(line: Line) -> Line:
+        points = tuple(
+            (round(at, DIGITS), None if value is None else round(value, DIGITS)) for at, value in line.points
+        )
+        return msgspec.structs.replace(line, points=points)
+
+    panels = tuple(
+        msgspec.structs.replace(panel, lines=tuple(rounded(line) for line in panel.lines))
+        for panel in picture.panels
+    )
+    return msgspec.structs.replace(picture, panels=panels)
 
 
 class _Scale(NamedTuple):

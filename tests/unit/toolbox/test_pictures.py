@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolbox.pictures import HEAD, PANEL, TITLE, Line, Panel, Phase, Picture, drawing
+from toolbox.pictures import HEAD, PANEL, TITLE, Line, Panel, Phase, Picture, drawing, keep, read
 
 
 def made(
@@ -58,6 +59,14 @@ def test_a_picture_survives_json() -> None:
     again = msgspec.json.decode(msgspec.json.encode(picture), type=Picture)
     assert again == picture
     assert drawing(again) == drawing(picture)
+
+
+def test_a_kept_picture_is_drawn_again_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "made.svg"
+    keep(made((0, 1 / 3), (1, None), phases=(Phase("peak", 0, 1),)), file)
+    again = read(file.with_suffix(".json"))
+    assert again.panels[0].lines[0].points == ((0, 0.3333), (1, None))
+    assert drawing(again) == file.read_text()
 
 
 @given(
