@@ -519,6 +519,7 @@ def picture(result: Result) -> Picture:
                 lines("coverage", 100),
                 has_dots=True,
                 levels=(88.0, 92.0),
+                ends=(70.0, 100.0),
             ),
         ),
         is_log=True,
@@ -548,6 +549,7 @@ def whole_picture(found: Mapping[str, Whole]) -> Picture:
                 ),
                 has_dots=True,
                 levels=(88.0, 92.0),
+                ends=(80.0, 100.0),
             ),
         ),
     )

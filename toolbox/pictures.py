@@ -44,6 +44,8 @@ class Panel(msgspec.Struct, frozen=True):
     """Whether each point is marked."""
     levels: tuple[float, ...] = ()
     """Values with a dashed horizontal line, such as a goal."""
+    ends: tuple[float, float] | None = None
+    """The range of the axis, which may begin above 0. Values outside are drawn at its ends."""
 
 
 class Phase(msgspec.Struct, frozen=True):
@@ -174,6 +176,10 @@ def _panel(
     bottom = top + PANEL
     values = [value for line in panel.lines for _, value in line.points if value is not None]
     y, heights = _axis([*values, *panel.levels] or [0.0], panel.is_log, (bottom, top + 4))
+    if panel.ends is not None:
+        low, high = panel.ends
+        y = _Scale(low, high, bottom, top + 4, False)
+        heights = [low + tick for tick in nice_ticks(high - low) if low + tick <= high]
     parts = [_text(20, top - 10, panel.title, INK, size=13, weight=600)]
     for number, phase in enumerate(phases):
         left, right = x(phase.start), x(phase.end)
@@ -181,7 +187,6 @@ def _panel(
             f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{PANEL:.1f}"'
             f' fill="{BANDS[number % 2]}"/>'
         )
-        parts.append(_text(left + 4, top + 12, phase.name, FAINT, size=10))
     parts += [f'<path d="M{x(tick):.1f} {top:.1f}V{bottom:.1f}" stroke="{LINES}"/>' for tick in ticks]
     for tick in heights:
         parts.append(f'<path d="M{LEFT:g} {y(tick):.1f}H{WIDTH - RIGHT:g}" stroke="{LINES}"/>')
@@ -192,6 +197,10 @@ def _panel(
         )
     for line in panel.lines:
         parts += _curve(line, x, y, colours[line.name], has_dots=panel.has_dots)
+    # With a white edge, so that a curve behind a name does not hide it.
+    parts.append('<g stroke="#ffffff" stroke-width="3" paint-order="stroke">')
+    parts += [_text(x(phase.start) + 4, top + 12, phase.name, FAINT, size=10) for phase in phases]
+    parts.append("</g>")
     return parts
 
 
