@@ -156,7 +156,7 @@ class Sidecar:
         self.watcher = EngineWatcher(
             address,
             self.engine,
-            self.control.ledger,
+            self.control.load,
             poll_interval=settings.poll_interval,
             poll_timeout=settings.poll_timeout,
         )

