@@ -139,7 +139,13 @@ class Ledger:
             account.meter.residence.observe(max(now - ticket.admitted_at, 0.0))
             for group in ticket.groups:
                 group.meter.residence.observe(max(now - ticket.admitted_at, 0.0))
-            account.pricer.learn(ticket.ask, spent, ticket.cost, ran_here=ticket.place is None)
+            account.pricer.learn(
+                ticket.ask,
+                spent,
+                ticket.cost,
+                ran_here=ticket.place is None,
+                running=round(account.concurrency_in_use),
+            )
 
     def _charge(self, ticket: Ticket, tokens: float) -> None:
         if ticket.surplus is not None:

@@ -70,6 +70,8 @@ class Cost(NamedTuple):
     expert: int = 0
     """The depth of the expert that estimated the output: the number of the request's prefixes on its path. 0
     means the learned costs of the route and model. ``Ask.target`` and ``Ask.prefixes`` complete the path."""
+    predicted: int = 0
+    """The output of one sequence that this expert predicted, before the request's bound. 0 = not known."""
 
 
 class Usage(NamedTuple):
@@ -137,7 +139,7 @@ class Pricer:
             input_tokens = self._kept(input_tokens, ask, engine.context_window)
         input_tokens += images * pricing.image_tokens + audios * pricing.audio_tokens
         cached_tokens = depth = 0
-        expected = learned.output.value
+        expected = predicted = learned.output.value
         if prefixes:
             nodes = self._experts.of(target)
             if nodes is not None:
@@ -148,7 +150,7 @@ class Pricer:
                         if not cached_tokens:
                             cached_tokens = node.cached_tokens
                         if node.is_certified:
-                            expected = node.reserve
+                            expected = predicted = node.reserve
                             break
                         if node.reserve > raised:
                             raised = node.reserve
@@ -174,6 +176,7 @@ class Pricer:
             blocks * block_size * sequences,
             cached_tokens,
             depth,
+            predicted,
         )
 
     def _kept(self, text_tokens: int, ask: Ask, window: int | None) -> int:
@@ -210,8 +213,12 @@ class Pricer:
         """The usage of a request that ended early: its input, and the output tokens that were relayed."""
         return Usage(cost.input_tokens, relayed_tokens, cost.cached_tokens)
 
-    def learn(self, ask: Ask, usage: Usage, cost: Cost | None = None, *, ran_here: bool = True) -> None:
+    def learn(
+        self, ask: Ask, usage: Usage, cost: Cost | None = None, *, ran_here: bool = True, running: int = 0
+    ) -> None:
         """Learn from a request that an engine finished, and that was priced at ``cost``.
+
+        ``running`` is the number of sequences of the entitlement that were priced and have not ended.
 
         The learned costs of its route and model learn from it. So do all experts on the path of its prefixes.
         The engines of a pool run the same model, so input and output of all of them count. The cached tokens
@@ -222,15 +229,18 @@ class Pricer:
         is_text = not (images or audios or token_ids) and self._was_read_whole(ask, usage)
         text_tokens = usage.input_tokens - tools * self._pricing.tool_tokens
         learners = self._learned_by_target.learners_of(target)
+        depth, predicted = (cost.expert, cost.predicted) if cost is not None else (0, 0)
         for learned in learners:
             if bound != 0:
-                learned.output.observe(output)
+                own = learned is learners[0] and depth == 0
+                learned.output.observe(output, predicted if own else 0, running)
             if is_text:
                 learned.input.observe(text_bytes / prompts, text_tokens / prompts)
         expert_output = output if bound != 0 else None
         count = learners[0].observations
         cached_tokens = usage.cached_tokens if ran_here else None
-        self._experts.observe(target, prefixes, count, expert_output, cached_tokens)
+        priced_by = (depth, predicted)
+        self._experts.observe(target, prefixes, count, expert_output, cached_tokens, priced_by, running)
         if cost is not None and bound != 0:
             self.coverage.observe(is_missed=usage.output_tokens > cost.output_tokens)
             self._reserved = self._reserved * RATIO_DECAY + cost.output_tokens
