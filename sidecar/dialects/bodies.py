@@ -15,7 +15,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -81,26 +81,71 @@ class Malformed(ValueError):
         return Malformed(self._message, place + dot + rest, names_param=self._names_param)
 
 
-class Parsed(NamedTuple):
+_PARSED: Final = (
+    "ask",
+    "model",
+    "streams",
+    "hides_usage",
+    "body",
+    "has_priority",
+    "takes_priority",
+    "continued_response",
+    "response_name",
+    "is_flex",
+)
+
+
+class Parsed:
     """The data of a request body that the proxy needs."""
 
-    ask: Ask
-    model: str | None
-    streams: bool
-    hides_usage: bool
-    """Whether usage is requested from the engine and hidden from the client, who did not request it."""
-    body: bytes
-    """The body for the engine."""
-    has_priority: bool = False
-    """Whether the client wrote a ``priority`` of its own."""
-    takes_priority: bool = True
-    """Whether the engine knows that field on this route."""
-    continued_response: str | None = None
-    """The stored response that the request continues."""
-    response_name: str | None = None
-    """The name that the client chose for the response, under which it may be stored."""
-    is_flex: bool = False
-    """Whether the client requests the service tier ``flex``: spare capacity only."""
+    __slots__ = _PARSED
+
+    def __init__(
+        self,
+        ask: Ask,
+        model: str | None,
+        streams: bool,
+        hides_usage: bool,
+        body: bytes,
+        has_priority: bool = False,
+        takes_priority: bool = True,
+        continued_response: str | None = None,
+        response_name: str | None = None,
+        is_flex: bool = False,
+    ) -> None:
+        self.ask = ask
+        self.model = model
+        self.streams = streams
+        self.hides_usage = hides_usage
+        """Whether usage is requested from the engine and hidden from the client, who did not request it."""
+        self.body = body
+        """The body for the engine."""
+        self.has_priority = has_priority
+        """Whether the client wrote a ``priority`` of its own."""
+        self.takes_priority = takes_priority
+        """Whether the engine knows that field on this route."""
+        self.continued_response = continued_response
+        """The stored response that the request continues."""
+        self.response_name = response_name
+        """The name that the client chose for the response, under which it may be stored."""
+        self.is_flex = is_flex
+        """Whether the client requests the service tier ``flex``: spare capacity only."""
+
+    def _key(self) -> tuple[object, ...]:
+        return tuple([getattr(self, name) for name in _PARSED])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Parsed) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        return f"Parsed{self._key()}"
+
+    def changed(self, **changes: Any) -> Parsed:
+        """The same body with other values of some fields."""
+        return Parsed(**({name: getattr(self, name) for name in _PARSED} | changes))
 
 
 class Content(NamedTuple):

@@ -160,7 +160,7 @@ def _parsed(ask: Ask, request: _Pooling, body: bytes) -> Parsed:
     bound = input_bound(request.truncate_prompt_tokens)
     if bound is None or (ask.input_bound is not None and 0 <= ask.input_bound < bound):
         bound = ask.input_bound
-    ask = ask._replace(
+    ask = ask.changed(
         target=(ROUTE, request.model or ""), input_bound=bound, pads_input=request.padding == "max_length"
     )
     return Parsed(ask, request.model, False, False, body, is_given(request.priority, body))
@@ -172,7 +172,7 @@ def _pairs(ones: Sequence[Content], others: Sequence[Content], request: _Pairs) 
         raise Malformed("there must be at least one query and one document", "documents")
     count = max(len(ones), len(others))
     ask = _ask([*_repeated(ones, count // len(ones)), *_repeated(others, count // len(others))], count)
-    return ask._replace(input_bound=_pair_bound(ones, others, request))
+    return ask.changed(input_bound=_pair_bound(ones, others, request))
 
 
 def _pair_bound(ones: Sequence[Content], others: Sequence[Content], request: _Pairs) -> int | None:

@@ -84,7 +84,7 @@ class Meter:
 
     def offer(self, cost: Cost, *, is_retry: bool = False) -> None:
         """Count one priced request, admitted or shed."""
-        _, _, sequences, throughput, kv_tokens, _, _ = cost
+        sequences, throughput, kv_tokens = cost.sequences, cost.throughput, cost.kv_tokens
         self._offered_tokens += throughput
         self._offered_kv += kv_tokens
         self._offered_sequences += sequences
