@@ -38,14 +38,12 @@ def group_name(account: Account) -> str:
 
 def has_room(group: Account, cost: Cost) -> bool:
     """Whether the limit of a group leaves room for a cost, in the dimensions that its ceiling names."""
-    ceiling, limit = group.entitlement.ceiling, group.limit
+    if group.ceiling_rate < math.inf and group.bucket.level <= 0:
+        return False
     return (
-        (ceiling.tokens_per_second == math.inf or group.bucket.level > 0)
-        and (
-            ceiling.concurrency == math.inf or group.concurrency_in_use + cost.sequences <= limit.concurrency
-        )
-        and (ceiling.kv_tokens == math.inf or group.kv_in_use + cost.kv_tokens <= limit.kv_tokens)
-    )
+        group.concurrency_in_use + cost.sequences <= group.limit_sequences
+        or group.ceiling_sequences == math.inf
+    ) and (group.kv_in_use + cost.kv_tokens <= group.limit_kv or group.ceiling_kv == math.inf)
 
 
 def group_accounts(groups: Sequence[Group], known: Mapping[str, Account], now: float) -> dict[str, Account]:

@@ -477,7 +477,7 @@ class AdmissionControl:
                 return decision
         if is_retry:
             retries.admitted(body)
-        ticket = decision.ticket
+        ticket = decision
         ticket.streams = streams
         ticket.is_guaranteed = account.is_inside_guarantee()
         ticket.uses_free_capacity = account.take_free_use()

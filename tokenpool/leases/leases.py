@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from typing import Final
 
 from tokenpool.accounting.account import Account, PoolView
 from tokenpool.accounting.bucket import bucket_depth
@@ -53,6 +54,8 @@ MOST_TRIED = 16
 waited longest. Their number is bounded, because they are tried at the end of each request."""
 FRESH_INTERVALS = 2.0
 """The largest age of the entitlement's last answer, in intervals, for an admission before the report."""
+
+_JOINED: Final = Mode.JOINED
 
 
 class Leases:
@@ -168,16 +171,16 @@ class Leases:
         """
         if now >= self.expires_at:
             self.expire(now)
-        name = account.entitlement.name
+        name = account.name
         state = self.states.get(name)
         if self.accounts.get(name) is not account:
             return True  # the entitlement was removed meanwhile: the local limits of this account decide
         if state is None:
             state = self.activate(name, account, now)
         for group in account.groups:
-            if group.entitlement.name not in self.states:
-                self.activate(group.entitlement.name, group, now)
-        if self.mode is not Mode.JOINED:
+            if group.name not in self.states:
+                self.activate(group.name, group, now)
+        if self.mode is not _JOINED:
             return self.mode is not Mode.EXPIRED
         if self.queue.waiting_for_lease(name):
             return False
@@ -221,11 +224,10 @@ class Leases:
 
     @staticmethod
     def _is_enough(account: Account, cost: Cost) -> bool:
-        limit = account.limit
         return (
             account.bucket.level >= cost.throughput
-            and account.concurrency_in_use + cost.sequences <= limit.concurrency
-            and account.kv_in_use + cost.kv_tokens <= limit.kv_tokens
+            and account.concurrency_in_use + cost.sequences <= account.limit_sequences
+            and account.kv_in_use + cost.kv_tokens <= account.limit_kv
         )
 
     def _take_ahead(self, account: Account, state: LeaseState, cost: Cost, now: float) -> bool:
