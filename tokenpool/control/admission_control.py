@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
@@ -49,6 +50,8 @@ from tokenpool.pricing.cost import Ask, Cost, Usage
 from tokenpool.quotas.budget import Budget, Exhausted, QuotaHold
 from tokenpool.quotas.quotas import Quotas
 
+_FINISHED: Final = Ending.FINISHED
+_QUEUE_NONE: Final = EngineQueue.NONE
 LIMITED = frozenset({Reason.TOKENS_PER_SECOND, Reason.KV_TOKENS, Reason.CONCURRENCY})
 """The reasons of a refusal by a limit."""
 PLACE_S = 0.03
@@ -210,7 +213,7 @@ class AdmissionControl:
             is_counted=is_again,
             streams=arrival.streams,
             place=sent.place if sent is not None else None,
-            may_queue=EngineQueue.NONE if looks_elsewhere else self._engine_queue(),
+            may_queue=_QUEUE_NONE if looks_elsewhere else self._engine_queue(),
         )
         if isinstance(outcome, Ticket):
             if sent is not None:
@@ -446,7 +449,7 @@ class AdmissionControl:
         if (
             room.preemptible_queue
             and account.is_preemptible
-            and (may_queue is EngineQueue.NONE or self._is_engine_queue_closed(now))
+            and (may_queue is _QUEUE_NONE or self._is_engine_queue_closed(now))
         ):
             room = replace(room, preemptible_queue=0.0)
         is_retry = retries.is_retry(body, now)
@@ -906,7 +909,7 @@ class AdmissionControl:
         Raises ``TicketEnded`` the second time.
         """
         self.ledger.settle(ticket, spent, ending, now, reported=reported)
-        if ending is Ending.FINISHED and not self.peer_accounts.has(ticket.account):
+        if ending is _FINISHED and not self.peer_accounts.has(ticket.account):
             self.preferring.finished(ticket, spent, self._caches, now, reported=reported)
         else:
             self.preferring.forget(ticket)
