@@ -15,7 +15,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -148,12 +148,8 @@ class Parsed:
         return Parsed(**({name: getattr(self, name) for name in _PARSED} | changes))
 
 
-class Content(NamedTuple):
-    """The size of one text or list of parts."""
-
-    text_bytes: int = 0
-    images: int = 0
-    audios: int = 0
+Content = tuple[int, int, int]
+"""The size of one text or list of parts: its bytes of text, its images, and its sounds."""
 
 
 _UTF8_PIECE = 1 << 20
@@ -161,12 +157,17 @@ _UTF8_PIECE = 1 << 20
 
 def read(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
     """Decode a whole body. Raises ``Malformed``."""
+    check(body)
+    begin_counting()
+    return read_part(decode, body)
+
+
+def check(body: bytes) -> None:
+    """Check what the decoder does not check. Raises ``Malformed``."""
     if len(body) > MOST_VALUES and body.count(b",") > MOST_VALUES:
         raise Malformed(f"the body has more than {MOST_VALUES} values, or commas; send a smaller body")
     if not body.isascii():
         _check_utf8(body)
-    begin_counting()
-    return read_part(decode, body)
 
 
 def _check_utf8(body: bytes) -> None:
@@ -294,7 +295,7 @@ def content(value: Raw, depth: int = 0) -> Content:
     """The texts, images and sounds of one content: a text, or a list of parts. Raises ``Malformed``."""
     view = memoryview(value)
     if view[0] != BRACKET:
-        return Content(size(value))
+        return size(value), 0, 0
     if depth == MOST_NESTED:
         raise Malformed(f"parts are nested in more than {MOST_NESTED} levels")
     text_bytes, parts = _parts(bytes(view))
@@ -320,7 +321,7 @@ def content(value: Raw, depth: int = 0) -> Content:
                 is_picture, is_sound = part.media()
                 images += is_picture
                 audios += is_sound
-    return Content(text_bytes, images, audios)
+    return text_bytes, images, audios
 
 
 def _nested(parts: list[Part], part: Part, value: Raw, depth: int) -> Content:
@@ -400,7 +401,7 @@ def total(contents: Iterable[Content]) -> Content:
         text_bytes += more
         images += pictures
         audios += sounds
-    return Content(text_bytes, images, audios)
+    return text_bytes, images, audios
 
 
 def items(value: Raw, name: str) -> list[Raw]:
