@@ -36,25 +36,25 @@ from sidecar.dialects.items import (
 )
 from tokenpool.pricing.cost import WINDOW, Ask
 
-MESSAGE_BYTES = 16
+MESSAGE_BYTES: Final = 16
 """The bytes of text that stand for the chat template around one message: about four tokens."""
-MOST_NESTED = 3
+MOST_NESTED: Final = 3
 """Levels of nested parts. Each level copies and reads its content again: 450 levels took a gigabyte."""
-MOST_VALUES = 1 << 20
+MOST_VALUES: Final = 1 << 20
 """Commas in one body: a million token ids, or a text of fifty megabytes. Scanning takes up to 12 ms."""
-MOST_UNPRICED = 256 * 1024
+MOST_UNPRICED: Final = 256 * 1024
 """Bytes of one body without a price: schemas, metadata. The engine must read them as well."""
-_ID_BYTES = 12
+_ID_BYTES: Final = 12
 """The most bytes of a token id: ten digits, a comma and a space."""
 BRACKET, QUOTE, BRACE, NULL = b'["{n'
 """The first bytes of a list, a text, an object and a null."""
 _DIGITS, _SPACE = b"0123456789", b" \t\r\n"
-_LOOKS_LIKE_IDS = re.compile(rb"\[\s*[\d\[\]]").match
-_WHOLE_FRACTIONS = re.compile(rb"(?<=\d)\.0+(?=[,\]\s])")
-_HOLDS_TEXT = re.compile(r"Expected `object`, got `str` in \[(\d+)\]").fullmatch
-_EMPTY_LIST = re.compile(rb"\[\s*\]").fullmatch
-_MOST_TOKENS = 1 << 31
-_NO_EMBEDS = (
+_LOOKS_LIKE_IDS: Final = re.compile(rb"\[\s*[\d\[\]]").match
+_WHOLE_FRACTIONS: Final = re.compile(rb"(?<=\d)\.0+(?=[,\]\s])")
+_HOLDS_TEXT: Final = re.compile(r"Expected `object`, got `str` in \[(\d+)\]").fullmatch
+_EMPTY_LIST: Final = re.compile(rb"\[\s*\]").fullmatch
+_MOST_TOKENS: Final = 1 << 31
+_NO_EMBEDS: Final = (
     "prompt_embeds is not supported, because it does not state a number of tokens; send text or token ids"
 )
 """A tensor file of 1 kB may have any number of rows: an expanded tensor stores one row, a sparse one none."""
@@ -152,7 +152,7 @@ Content = tuple[int, int, int]
 """The size of one text or list of parts: its bytes of text, its images, and its sounds."""
 
 
-_UTF8_PIECE = 1 << 20
+_UTF8_PIECE: Final = 1 << 20
 
 
 def read(decode: Callable[[bytes], _Request], body: bytes) -> _Request:

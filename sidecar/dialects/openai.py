@@ -54,7 +54,7 @@ from tokenpool.pricing.cost import Ask
 
 CHAT_ROUTE, COMPLETIONS_ROUTE = "/v1/chat/completions", "/v1/completions"
 """The key under which costs are learned. Batches share it with chats."""
-COMPLETIONS_DEFAULT_TOKENS = 16
+COMPLETIONS_DEFAULT_TOKENS: Final = 16
 """vLLM's ``max_tokens`` of ``/v1/completions`` if the request has none."""
 
 
@@ -273,7 +273,7 @@ def duration(seconds: float) -> str:
     return f"{whole}s" if whole < 60 else f"{whole // 60}m{whole % 60}s"
 
 
-_INVALID = "invalid_request_error"
+_INVALID: Final = "invalid_request_error"
 _ERRORS: dict[Reason, tuple[str, str | int]] = {
     Reason.TOKENS_PER_SECOND: ("rate_limit_error", "rate_limit_exceeded"),
     Reason.KV_TOKENS: ("rate_limit_error", "rate_limit_exceeded"),
@@ -308,4 +308,4 @@ _ERRORS: dict[Reason, tuple[str, str | int]] = {
     Reason.UPSTREAM_TIMEOUT: ("server_error", "upstream_timeout"),
 }
 
-OPENAI = Dialect(error_body, error_event, limit_headers)
+OPENAI: Final = Dialect(error_body, error_event, limit_headers)

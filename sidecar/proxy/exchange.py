@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 
 _CHUNKED: Final = b"transfer-encoding: chunked\r\n"
 _LAST_CHUNK: Final = b"0\r\n\r\n"
-_SHADOW_LINE = SHADOW_HEADER.encode() + b": %b\r\n"
+_SHADOW_LINE: Final = SHADOW_HEADER.encode() + b": %b\r\n"
 _MOST_ATTEMPTS: Final = 2
 _FINISHED: Final = Ending.FINISHED
-OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
+OUR_OWN: Final = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
 """Errors of a connection attempt that prove nothing about the engine's health."""
-MOST_JUDGED = 64 * 1024
+MOST_JUDGED: Final = 64 * 1024
 """The longest refusal, in bytes, that is searched for its cause. A longer one is relayed unchanged."""
-PREEMPTED_RETRY_S = 1.0
+PREEMPTED_RETRY_S: Final = 1.0
 """``Retry-After`` of a preempted request, in seconds."""
 
 

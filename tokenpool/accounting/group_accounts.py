@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from tokenpool.accounting.account import Account
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Entitlement, Group, Pricing, Tier, chain
 from tokenpool.pricing.cost import Cost
 
-PREFIX = "group:"
+PREFIX: Final = "group:"
 """The beginning of a group's name in the lease store. No entitlement has a colon in its name."""
-MOST = 1e12
+MOST: Final = 1e12
 """The number that represents an absent bound in a group's limit: a bucket needs a finite rate."""
 
 

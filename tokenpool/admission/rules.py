@@ -26,12 +26,12 @@ from tokenpool.outcomes import Reason
 from tokenpool.pricing.cost import Ask, Cost
 from tokenpool.quotas.budget import Exhausted
 
-SHORTEST_WAIT_S = 0.05
+SHORTEST_WAIT_S: Final = 0.05
 """The shortest time in seconds that a refusal asks its client to wait: about two decode steps."""
-LONGEST_WAIT_S = 600.0
+LONGEST_WAIT_S: Final = 600.0
 """The longest time in seconds that a refusal asks its client to wait."""
 
-QUOTA_RETRY_S = 1.0
+QUOTA_RETRY_S: Final = 1.0
 """The time in seconds after which a request is sent again that the rest of a quota would cover, if running
 requests did not hold it. They end after seconds."""
 

@@ -52,20 +52,20 @@ from tokenpool.quotas.quotas import Quotas
 
 _FINISHED: Final = Ending.FINISHED
 _QUEUE_NONE: Final = EngineQueue.NONE
-LIMITED = frozenset({Reason.TOKENS_PER_SECOND, Reason.KV_TOKENS, Reason.CONCURRENCY})
+LIMITED: Final = frozenset({Reason.TOKENS_PER_SECOND, Reason.KV_TOKENS, Reason.CONCURRENCY})
 """The reasons of a refusal by a limit."""
-PLACE_S = 0.03
+PLACE_S: Final = 0.03
 """If another replica had room as last known, a request looks there for these seconds. Then it may join the
 queue of a full engine here. An ask takes about 0.5 ms, and more at a busy replica."""
-MOST_ASKING = 8
+MOST_ASKING: Final = 8
 """The most requests of one sidecar that ask other replicas at a time: the first of each entitlement.
 
 Requests of lower rank do not count. So a backlog beyond limits does not keep requests within theirs from
 asking."""
 
-MOST_SENT_BYTES = 64 * 1024
+MOST_SENT_BYTES: Final = 64 * 1024
 """The longest body in bytes that is sent together with its ask. A replica without room gets it in vain."""
-MOST_TRIED = 64
+MOST_TRIED: Final = 64
 """The most waiting entitlements that are tried when an answer names replicas, or an ask is refused."""
 
 

@@ -36,23 +36,23 @@ from tokenpool.leases.waits import LeaseWaits, may_be_inside_guarantee
 from tokenpool.planning.idle import IdleTerms, idle_share
 from tokenpool.pricing.cost import Cost
 
-ROUND_TRIP_KEPT = 0.8
+ROUND_TRIP_KEPT: Final = 0.8
 """The part of a long round trip that remains after each answer, because one quick answer proves nothing."""
-MARGIN = 0.2
+MARGIN: Final = 0.2
 """The part of a lifetime by which a lease expires here before it does in the lease store."""
-HORIZON = 2.0
+HORIZON: Final = 2.0
 """Intervals of demand for which tokens are held: a message may be one interval late."""
 ASK_AGAIN_S, LONGEST_ASK_AGAIN_S = 0.006, 0.2
 """The time after which a waiting request asks again without a notification. It grows, but stays below the
 time for which the lease store remembers waiting sidecars (``WAIT_S``)."""
-AMPLE = 0.25
+AMPLE: Final = 0.25
 """The part of live capacity that must be free, in each dimension, for an admission before the report."""
-AHEAD_SHARE = 0.5
+AHEAD_SHARE: Final = 0.5
 """The part of the free capacity that all sidecars together may take before they report it."""
-MOST_TRIED = 16
+MOST_TRIED: Final = 16
 """The most entitlements whose waiting requests are tried when the engine here has free room: those that have
 waited longest. Their number is bounded, because they are tried at the end of each request."""
-FRESH_INTERVALS = 2.0
+FRESH_INTERVALS: Final = 2.0
 """The largest age of the entitlement's last answer, in intervals, for an admission before the report."""
 
 _JOINED: Final = Mode.JOINED

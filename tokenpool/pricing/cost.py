@@ -18,9 +18,9 @@ from tokenpool.pricing.learned_costs import LearnedByTarget, LearnedCosts
 from tokenpool.pricing.statistics import EntitlementStatistics, TargetStatistics, combined
 from tokenpool.pricing.statistics import of_outputs as output_statistics
 
-WINDOW = -1
+WINDOW: Final = -1
 """An input bound that stands for the engine's context window, of any length."""
-RATIO_DECAY = 0.99
+RATIO_DECAY: Final = 0.99
 """Each later request multiplies a request's weight in the ratio of reserved to produced tokens by this."""
 
 
