@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import select
 from collections import deque
+from typing import Final
 
 from sidecar.decisions import Refusal
 from sidecar.proxy.answers import CONTINUE
@@ -29,15 +30,15 @@ from sidecar.proxy.head_policy import Request, decide_head, extend_body, reserve
 from sidecar.proxy.request_parser import NEVER, TURN_BYTES, RequestParser
 from sidecar.proxy.write_batch import BatchedConnection
 
-LINGER_S = 2.0
+LINGER_S: Final = 2.0
 """Seconds for which a refused client's remaining bytes are dropped, so that it receives the answer."""
-LINGER_BYTES = 4 << 20
+LINGER_BYTES: Final = 4 << 20
 """The most bytes that are dropped so."""
-_LEAVES = getattr(select, "POLLRDHUP", 0)
+_LEAVES: Final = getattr(select, "POLLRDHUP", 0)
 """The poll event of a peer that has closed. Errors are reported without a flag."""
-MOST_UNSENT = 4096
+MOST_UNSENT: Final = 4096
 """The most bytes that wait for the end of a turn. Several events of the engine in one read have fewer."""
-MAX_PIPELINED = 8
+MAX_PIPELINED: Final = 8
 """Requests that one connection parses ahead. Reading pauses beyond this number."""
 
 
