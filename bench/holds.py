@@ -2,7 +2,7 @@
 
 A sidecar with a lease store serves requests of every entitlement at a constant rate, so all of them are
 active. Meanwhile its pages are read, and its pool file changes. The sidecar measures its own jobs
-(``runtime.loopholds``), in CPU time. So other processes on the machine do not count.
+(``sidecar.loop_holds``), in CPU time. So other processes on the machine do not count.
 """
 
 from __future__ import annotations

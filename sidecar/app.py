@@ -19,7 +19,6 @@ from runtime.admin import PageServer
 from runtime.followed import Credentials, FollowedFiles
 from runtime.listening import BACKLOG, bound, listening
 from runtime.loopdelay import LoopDelay
-from runtime.loopholds import LoopHolds
 from runtime.options import SettingsError
 from runtime.tls import Certificate
 from sidecar.admin import Admin
@@ -37,6 +36,7 @@ from sidecar.handover.handover import Handover
 from sidecar.jwt.service import JwtService
 from sidecar.lifecycle import Lifecycle
 from sidecar.local_planner import LocalPlanner
+from sidecar.loop_holds import LoopHolds
 from sidecar.memory_bounds import derive
 from sidecar.pool_file_watcher import PoolFileWatcher
 from sidecar.ports import LoopPorts
@@ -233,7 +233,8 @@ class Sidecar:
             limits,
             self.telemetry,
             self.manager,
-            [self.engine, self.controller, self.loop_delay, self.loop_holds],
+            [self.engine, self.controller, self.loop_delay],
+            self.loop_holds,
             self._engine_metrics,
             self.replication,
             self.credentials,

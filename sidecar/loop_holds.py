@@ -2,7 +2,7 @@
 
 A job is a name for tasks. A step of a task runs from one suspension to the
 next, and nothing else runs during it. Each step is measured in CPU time of the thread. The time for which the
-machine runs other processes is no property of a job; ``loopdelay`` shows it.
+machine runs other processes is no property of a job; ``runtime.loopdelay`` shows it.
 """
 
 from __future__ import annotations
@@ -10,21 +10,28 @@ from __future__ import annotations
 import asyncio
 import time
 import types
-from bisect import bisect_left
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from functools import partial
 from typing import Any, TypeVar
 
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
-
-from runtime.exposition import bound_labels
+from runtime.exposition import Family, number
+from sidecar.histogram import Buckets, Histogram
 
 T = TypeVar("T")
 
 WINDOW_S = 30.0
-BOUNDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_BUCKETS = Buckets((0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1))
+_STEPS = Family(
+    "tokenpool_loop_hold_seconds",
+    "histogram",
+    "CPU time for which a step of a background job held the event loop.",
+    ("job",),
+)
+_LONGEST = Family(
+    "tokenpool_loop_hold_max_seconds", "gauge", "The longest such step within the last 30 to 60 s.", ("job",)
+)
 
 
 class Job:
@@ -33,22 +40,16 @@ class Job:
     def __init__(self, name: str, cpu_clock: Callable[[], float]) -> None:
         self.name = name
         self.cpu_clock = cpu_clock
-        self.counts = [0] * (len(BOUNDS) + 1)
-        self.total_s = 0.0
+        self.steps = Histogram(_BUCKETS)
+        """The CPU seconds of each step."""
         self.longest_s = 0.0
         """The longest step of the current window."""
         self.longest_before_s = 0.0
         """The longest step of the window before."""
 
-    @property
-    def steps(self) -> int:
-        """The number of steps."""
-        return sum(self.counts)
-
     def observe(self, seconds: float) -> None:
         """A step took this CPU time."""
-        self.counts[bisect_left(BOUNDS, seconds)] += 1
-        self.total_s += seconds
+        self.steps.observe(seconds)
         if seconds > self.longest_s:
             self.longest_s = seconds
 
@@ -83,27 +84,17 @@ class LoopHolds:
         finally:
             _JOB.reset(before)
 
-    def metrics(self) -> Iterator[Metric]:
-        """The metrics for Prometheus."""
+    def pieces(self, labels: str) -> Iterator[str]:
+        """The metrics for Prometheus, a job at a time. ``labels`` is formatted, without braces."""
         self._rotate()
-        histogram = HistogramMetricFamily(
-            "tokenpool_loop_hold_seconds",
-            "CPU time for which a step of a background job held the event loop.",
-            labels=("job",),
-        )
-        longest = GaugeMetricFamily(
-            "tokenpool_loop_hold_max_seconds",
-            "The longest such step within the last 30 to 60 s.",
-            labels=("job",),
-        )
-        for name, job in sorted(self.jobs.items()):
-            buckets, running = [], 0
-            for le, count in zip(bound_labels(BOUNDS), job.counts, strict=True):
-                running += count
-                buckets.append((le, float(running)))
-            histogram.add_metric((name,), buckets, job.total_s)
-            longest.add_metric((name,), max(job.longest_s, job.longest_before_s))
-        yield from (histogram, longest)
+        jobs = sorted(self.jobs.values(), key=lambda job: job.name)
+        yield _STEPS.head()
+        for job in jobs:
+            yield job.steps.lines(_STEPS.name, f'job="{job.name}",{labels}')
+        yield _LONGEST.head()
+        for job in jobs:
+            longest = max(job.longest_s, job.longest_before_s)
+            yield f'{_LONGEST.name}{{job="{job.name}",{labels}}} {number(longest)}\n'
 
     def _rotate(self) -> None:
         now = self._clock()
