@@ -271,7 +271,7 @@ class Sidecar:
             self.replication.published.read_again()
 
     def enforce(self, configuration: Configuration) -> None:
-        """Put a changed pool file in force, and its limits with it."""
+        """Put a changed pool file in force. Its limits follow with the next plan, which begins now."""
         if self.settings.config is None:
             self.pool_file_watcher.follow(configuration)
         if self.local_planner is not None:
@@ -284,7 +284,7 @@ class Sidecar:
         if self._shared is not None:
             self._shared.follow(self.controller.accounts, now)
         if self.local_planner is not None:
-            self.local_planner.tick(now)
+            self.local_planner.tick_soon()
         self.controller.engine_changed()  # the room and the limits have changed
         collecting.keep()
 
