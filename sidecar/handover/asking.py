@@ -614,6 +614,10 @@ class _FramedTransport:
         self._link = link
         self._is_closing = False
 
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+        self._link.send((data,))
+
     def writelines(self, parts: tuple[bytes, ...]) -> None:
         """Send bytes in parts."""
         self._link.send(parts)

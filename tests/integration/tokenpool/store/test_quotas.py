@@ -269,6 +269,7 @@ EARLY = asks(500, needed=500)._replace(start=500.0, end=500.0 + DAY)
 
 
 async def test_a_window_that_had_begun_is_restored_before_anyone_spends_more(kept: Kept) -> None:
+    kept.clock.now = 1000.0  # the store is new
     assert (await kept.portion("s1", 1, EARLY)).portion == 0
     assert not await kept.store.restore_quota(ASK.key, 500.0, 700.0), "not all sidecars have stated"
     [state] = await kept.store.quotas()
@@ -286,6 +287,14 @@ async def test_a_window_that_had_begun_is_restored_before_anyone_spends_more(kep
     [state] = await kept.store.quotas()
     assert state.is_restored
     assert not await kept.store.restore_quota("entitlement/day/UTC/unknown", 500.0, 1.0)
+
+
+async def test_the_first_use_of_a_quota_is_restored_at_once_in_an_old_store(kept: Kept) -> None:
+    assert (await kept.portion("s1", 1, EARLY)).portion == 0
+    [state] = await kept.store.quotas()
+    assert (state.is_restored, state.may_restore) == (False, True)
+    assert await kept.store.restore_quota(ASK.key, 500.0, 700.0)
+    assert (await kept.portion("s1", 2, EARLY)).portion == 300
 
 
 async def test_what_sidecars_state_themselves_is_not_restored_twice(kept: Kept) -> None:
