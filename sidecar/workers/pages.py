@@ -216,16 +216,8 @@ class Pages:
         return web.Response(body=text.encode(), headers={"content-type": CONTENT_TYPE})
 
     def _own_metrics(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily(
-            "tokenpool_workers",
-            "Processes of this sidecar that serve requests.",
-            value=sum(each.answered_at is not None for each in self._pages),
-        )
-        restarts = CounterMetricFamily(
-            "tokenpool_worker_restarts", "Processes that were started again after one had ended."
-        )
-        restarts.add_metric((), sum(self._restarts(each.index) for each in self._pages))
-        yield restarts
+        serving = sum(each.answered_at is not None for each in self._pages)
+        yield from worker_metrics(serving, sum(self._restarts(each.index) for each in self._pages))
         yield from self._process.collect()
         for source in self.sources:
             yield from source()
@@ -284,6 +276,18 @@ class Pages:
                 found = await each.read(SNAPSHOT, body)
                 if found is not None and found[0] == 200:
                     self._snapshots[each.index] = msgspec.msgpack.decode(found[1], type=Snapshot)
+
+
+def worker_metrics(serving: int, restarts: int) -> Iterator[Metric]:
+    """The metrics of the workers themselves, for Prometheus."""
+    yield GaugeMetricFamily(
+        "tokenpool_workers", "Processes of this sidecar that serve, with --workers.", value=serving
+    )
+    yield CounterMetricFamily(
+        "tokenpool_worker_restarts",
+        "Processes of this sidecar that were started again after one had ended.",
+        value=restarts,
+    )
 
 
 def _readiness(content: bytes) -> Readiness:
