@@ -180,7 +180,8 @@ async def _limits(workers: int, seconds: float) -> str:
             return (
                 f"  {workers} workers: most of {CEILING} in use {most}, after a kill {after}; most in the"
                 f" engine of 8 slots {in_engine}; refused while idle {_refused(idle)} of"
-                f" {sum(idle.values())}; under load {counts[200]} served, {_refused(counts)} refused, {counts[0]} lost"
+                f" {sum(idle.values())}; under load {counts[200]} served, {_refused(counts)} refused,"
+                f" {counts[0]} lost"
             )
         finally:
             pod.process.stop()
