@@ -270,6 +270,14 @@ def test_a_column_that_a_peer_wins_says_so() -> None:
     assert any(line.startswith("refused while idle: first is engine alone, tokenpool") for line in lines)
 
 
+def test_a_winner_that_wastes_the_engine_is_told_apart() -> None:
+    half = replace(OTHER, ttft_p99_s=0.05, tokens_per_s=300.0)
+    found = groups(BARE, half, GOOD)
+    assert table.efficient(found) == [ALONE, OURS]
+    (line,) = (line for line in table.verdicts(found) if line.startswith("guaranteed P99"))
+    assert line.endswith("tokenpool has 1.20; first at 0.95 of the best throughput or more is tokenpool")
+
+
 def missed(*results: Result) -> list[str]:
     return [goal for goal, is_reached in table.goals(groups(*results)) if not is_reached]
 
