@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,7 @@ def _added(engine: Backend, proxy: Proxy | None, sizes: Sizes) -> Added | None:
 def _run(out: Path, name: str, text: str, url: str, seed: int, seconds: float, label: str = "") -> Run:
     file = out / f"{name}.yaml"
     file.write_text(text)
+    shutil.rmtree(out / name, ignore_errors=True)  # loadgen keeps the results of an earlier run
     finished(load(file, Front([url]), out / name, seed, label or name), seconds + 60)
     return read_run(out / name)
 
