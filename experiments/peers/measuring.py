@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.peers import loads
 from experiments.peers.environment import FILES
-from experiments.peers.latency import Added, added
+from experiments.peers.latency import Added, added, settled
 from experiments.peers.loads import Sizes
 from experiments.peers.system import Capacity, Place, Proxy, System
 from experiments.peers.systems import ALONE, SYSTEMS
@@ -35,6 +35,8 @@ _SPELLED = {
     "per_prompt_token_s": "--per-prompt-token",
 }
 CAPACITY_S, ALONE_S, WARM_UP_S = 6.0, 3.0, 2.0
+SETTLE_S = 90.0
+"""The longest time in seconds until a system is idle after a load."""
 PAIRS_PER_S = 5
 """Pairs of small requests for each second of a load."""
 
@@ -156,6 +158,7 @@ def _added(engine: Backend, proxy: Proxy | None, sizes: Sizes) -> Added | None:
 
 
 def _run(out: Path, name: str, text: str, url: str, seed: int, seconds: float, label: str = "") -> Run:
+    settled(int(url.rpartition(":")[2]), f"{GUARANTEED}-key", SETTLE_S)
     file = out / f"{name}.yaml"
     file.write_text(text)
     shutil.rmtree(out / name, ignore_errors=True)  # loadgen keeps the results of an earlier run
