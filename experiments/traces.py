@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import heapq
 import json
 import shutil
 import threading
@@ -39,24 +40,29 @@ from experiments import fidelity, prices, recorded
 from experiments.processes import MODEL, backends, finished, load, own_core, sidecars
 from experiments.recorded import SOURCES, Phase
 from experiments.service import sequence_seconds
-from loadgen.engine.model import Costs, read_like
+from loadgen.engine.model import LIKE_COSTS, Costs, LikeError, read_like
 from loadgen.fields import ScenarioError
 from loadgen.records import REFUSED, Attempt, Outcome, Run
 from loadgen.records import load as read_run
 from loadgen.scenario import Trace
-from tokenpool.pricing.cost import Ask, Usage
+from tokenpool.pricing.cost import Ask, Cost, Usage
 from toolbox.collector import Span, collecting
 from toolbox.percentiles import percentile
-from toolbox.pictures import Line, Panel, Picture, drawing
+from toolbox.pictures import Line, Panel, Picture, keep
 
 OUT = Path(__file__).parent.parent / "out" / "traces"
 LOADS = (0.25, 0.5, 1.0, 2.0, 4.0)
 ENGINES, SLOTS = 2, 8
+SLOWER = 5.0
+"""Two cores carry the load generator, the sidecars and the simulators. They could not send the requests of
+two engines at their real speed."""
 PROMISE, LEEWAY, MOST_INPUT_ERROR = 0.9, 0.02, 0.05
 LEAST_FINISHED = 200
 """The fewest finished requests for which a live coverage is judged: with fewer, it varies by 2 points."""
 WINDOW = 1000
 """Requests of a part of the whole traces, whose coverage is stated by itself."""
+FIRST_S, TOKEN_S = 0.1, 0.015
+"""The durations of a request without output, and of an output token, in the computed part."""
 FLAGS = ("--window", "4096", "--max-num-batched-tokens", "4096", "--enable-prompt-tokens-details")
 VLLM_FLAGS = ("--max-model-len", "4096", "--enable-prompt-tokens-details")
 POOL = """\
@@ -188,19 +194,28 @@ class Whole(NamedTuple):
 
 
 def whole(trace: Trace) -> Whole:
-    """Price all requests of a trace. Each teaches after ``prices.IN_FLIGHT`` later ones were priced."""
-    drawn = [
-        prices.Drawn(
-            "",
-            Ask(text_bytes=each.input_tokens * prices.BYTES_PER_TOKEN, target=prices.TARGET),
-            Usage(each.input_tokens, each.output_tokens),
-        )
-        for each in trace.requests
-    ]
-    measured = prices.measure(drawn, by_prefix=False)
-    covered = measured.covered[""]
+    """Price all requests of a trace at their times. Each teaches at its end: ``FIRST_S`` later, and then
+    ``TOKEN_S`` for each output token.
+
+    So shorter outputs teach earlier than longer ones, as on an engine.
+    """
+    pricer = prices.made()
+    running: list[tuple[float, int, Ask, Usage, Cost]] = []
+    covered: list[bool] = []
+    reserved = produced = 0
+    for number, each in enumerate(trace.requests):
+        while running and running[0][0] <= each.at_s:
+            _, _, ask, usage, cost = heapq.heappop(running)
+            pricer.learn(ask, usage, cost, running=len(running))
+        ask = Ask(text_bytes=each.input_tokens * prices.BYTES_PER_TOKEN, target=prices.TARGET)
+        usage, cost = Usage(each.input_tokens, each.output_tokens), pricer.price(ask, prices.SHAPE)
+        end = each.at_s + FIRST_S + TOKEN_S * each.output_tokens
+        heapq.heappush(running, (end, number, ask, usage, cost))
+        covered.append(each.output_tokens <= cost.output_tokens)
+        reserved += cost.output_tokens
+        produced += each.output_tokens
     windows = [fmean(covered[n : n + WINDOW]) for n in range(0, len(covered) - WINDOW + 1, WINDOW)]
-    found = Prices(len(covered), float("nan"), float("nan"), fmean(covered), measured.ratio)
+    found = Prices(len(covered), float("nan"), float("nan"), fmean(covered), reserved / produced)
     return Whole(found, windows)
 
 
@@ -241,9 +256,20 @@ def calibrated(out: Path) -> Path:
 def costs_of(file: Path) -> Costs:
     """The costs in a file of ``loadgen.engine.calibrate``. Raises ``LikeError``."""
     found = read_like(file)
+    for name in LIKE_COSTS[:4]:
+        if name not in found:
+            raise LikeError(f"{file}: has no {name}; write it with python -m loadgen.engine.calibrate")
     return Costs(
         found["step_s"], found["per_sequence_s"], found["per_prompt_token_s"], found["per_request_s"]
     )
+
+
+def slowed(file: Path, factor: float, out: Path) -> Path:
+    """A copy of a file of costs in which each cost is ``factor`` times as long. Raises ``LikeError``."""
+    found = read_like(file)
+    made = out / "slower.json"
+    made.write_text(json.dumps({name: v * factor if name in LIKE_COSTS else v for name, v in found.items()}))
+    return made
 
 
 def run(
@@ -493,6 +519,7 @@ def picture(result: Result) -> Picture:
                 lines("coverage", 100),
                 has_dots=True,
                 levels=(88.0, 92.0),
+                ends=(70.0, 100.0),
             ),
         ),
         is_log=True,
@@ -522,15 +549,10 @@ def whole_picture(found: Mapping[str, Whole]) -> Picture:
                 ),
                 has_dots=True,
                 levels=(88.0, 92.0),
+                ends=(80.0, 100.0),
             ),
         ),
     )
-
-
-def keep(made: Picture, file: Path) -> None:
-    """Write a picture, and its data beside it."""
-    file.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=0))
-    file.write_text(drawing(made))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -541,7 +563,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         traces = recorded.read(arguments.traces.resolve())
         recorded.merged(traces, arguments.from_s)
-    except ScenarioError as error:
+        if arguments.like is not None:
+            costs_of(arguments.like)
+    except (LikeError, ScenarioError) as error:
         parser.error(str(error))
     found = {name: whole(trace) for name, trace in traces.items()}
     print("whole traces, computed\n\n" + whole_table(found), flush=True)
@@ -556,6 +580,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _live(arguments: argparse.Namespace, traces: Mapping[str, Trace]) -> list[Result]:
     like = arguments.like or calibrated(arguments.out)
+    if arguments.engine == "simulator":
+        like = slowed(like, arguments.slower, arguments.out)
     sizes = Sizes(
         1 if arguments.engine == "vllm" else ENGINES,
         SLOTS,
@@ -587,6 +613,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--like", type=Path, metavar="FILE", help="costs of the engine [measure a vLLM first]"
     )
+    parser.add_argument(
+        "--slower",
+        type=_above_zero,
+        default=SLOWER,
+        metavar="FACTOR",
+        help=f"the simulator takes this many times as long, and gets fewer requests [{SLOWER:g}]",
+    )
     parser.add_argument("--computed", action="store_true", help="only the whole traces, without processes")
     parser.add_argument("--loads", type=_loads, default=LOADS, help="parts of the capacity [0.25,0.5,1,2,4]")
     parser.add_argument("--seconds", type=float, default=Sizes.seconds, help="duration of each load, s [40]")
@@ -599,11 +632,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0")
+    return value
+
+
 def _loads(text: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or not all(0 < each < float("inf") for each in found):
-        raise argparse.ArgumentTypeError(f"{text!r}: give numbers above 0, such as 0.5,1,2")
-    return found
+        return tuple(_above_zero(part) for part in text.split(","))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers above 0, such as 0.5,1,2") from None
