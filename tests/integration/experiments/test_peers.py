@@ -62,7 +62,7 @@ async def test_a_refused_small_request_names_its_status() -> None:
         assert server.port is not None
         with pytest.raises(ProbeFailed, match="got status 429: b'too many'"):
             await asyncio.to_thread(added, server.port, server.port, "guaranteed-key", 10)
-        with pytest.raises(ProbeFailed, match="did not answer a small request within 1 s, for 0[.]3 s"):
+        with pytest.raises(ProbeFailed, match=r"did not answer a small request within 1 s, for 0\.3 s"):
             await asyncio.to_thread(settled, server.port, "guaranteed-key", 0.3)
 
 

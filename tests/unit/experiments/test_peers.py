@@ -73,7 +73,7 @@ def test_envoy_limits_every_key_except_the_guaranteed_one() -> None:
     keys = {each["entries"][0]["value"] for each in limits["descriptors"]}
     assert keys == {f"Bearer {tenant.key}" for tenant in TENANTS if tenant.tier != GUARANTEED}
     fixed = adaptive["gradient_controller_config"]["min_rtt_calc_params"]["fixed_value"]
-    assert fixed == "0.400s"
+    assert fixed == "3.000s"
     first, second = manager["route_config"]["virtual_hosts"][0]["routes"]
     assert "Bearer guaranteed-key" in json.dumps(first["match"])
     assert "typed_per_filter_config" not in second
