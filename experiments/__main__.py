@@ -42,6 +42,7 @@ from experiments import (
 )
 from experiments.attacks import KINDS
 from experiments.instruments import command as instruments
+from experiments.peers import command as peers
 from loadgen.records import machine, versions
 from toolbox.processes import module
 
@@ -57,6 +58,7 @@ SEPARATE = {
     "instruments": instruments.main,
     "one-pool": one_pool.main,
     "paper": paper.main,
+    "peers": peers.main,
     "prefix-caches": prefix_caches.main,
     "quotas": quotas.main,
     "traces": traces.main,

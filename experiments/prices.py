@@ -185,7 +185,7 @@ def measure(requests: Sequence[Drawn], *, by_prefix: bool) -> Measured:
     pricer, result = made(), Measured()
     flight: list[tuple[Drawn, Ask, Cost]] = []
     for number, drawn in enumerate(requests):
-        ask = drawn.ask if by_prefix else drawn.ask._replace(prefixes=())
+        ask = drawn.ask if by_prefix else drawn.ask.changed(prefixes=())
         cost = pricer.price(ask, SHAPE)
         if number * 20 >= len(requests):
             result.reserved += cost.output_tokens

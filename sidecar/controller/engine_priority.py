@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final
@@ -42,9 +41,10 @@ class EnginePriority:
     """Writes priorities into requests, and counts them."""
 
     def __init__(self, policy: PriorityPolicy, engine: EngineState) -> None:
-        self._policy = policy
+        self._is_off = policy is PriorityPolicy.OFF
+        self._is_auto = policy is PriorityPolicy.AUTO
         self._engine = engine
-        self._sent: Counter[int] = Counter()
+        self._sent = dict.fromkeys(_FIELDS, 0)
         self._refused = 0
 
     def write(self, admitted: AdmittedRequest, parsed: Parsed) -> None:
@@ -54,9 +54,9 @@ class EnginePriority:
         a request means the same on every engine.
         """
         ticket = admitted.ticket
-        if not parsed.takes_priority or ticket is None or self._policy is PriorityPolicy.OFF:
+        if not parsed.takes_priority or ticket is None or self._is_off:
             return
-        engine, is_auto = self._engine, self._policy is PriorityPolicy.AUTO
+        engine, is_auto = self._engine, self._is_auto
         if is_auto and (engine.takes_priority is False or not engine.is_vllm):
             if parsed.has_priority:
                 admitted.body = without_priority(parsed.body, is_ours=False)

@@ -26,12 +26,12 @@ USAGE_KEY: Final = b'"usage"'
 _PROMPT: Final = b'"prompt_tokens"'
 _BILLED: Final = b'"billed_units"'
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
-_OPENS = re.compile(rb"\s*:\s*\{")
-_LONGEST_MARK = 64
+_OPENS: Final = re.compile(rb"\s*:\s*\{")
+_LONGEST_MARK: Final = 64
 """Bytes of a field name with the blanks before its value."""
-_LONGEST_USAGE = 4096
-_LONGEST_BODY = 64 << 10
-_LONGEST_RESPONSE = 2 << 20
+_LONGEST_USAGE: Final = 4096
+_LONGEST_BODY: Final = 64 << 10
+_LONGEST_RESPONSE: Final = 2 << 20
 
 
 class Reader:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from typing import Final, Self
 
-_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d{1,9})\r\n", re.IGNORECASE)
-_LONGEST_HEAD = 4096
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: ?(\d{1,9})\r\n", re.IGNORECASE)
+_LONGEST_HEAD: Final = 4096
 _LONGEST_NUMBER: Final = 9
 _ZERO: Final = ord("0")
 

@@ -9,7 +9,7 @@ import os
 from typing import Final
 
 _LAST_DIGITS: Final = [b"%02x" % number for number in range(256)]
-LONGEST_ID = 200
+LONGEST_ID: Final = 200
 """Bytes of an id. A longer one is replaced."""
 
 

@@ -13,15 +13,16 @@ import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
-SLOTS = 4096
+SLOTS: Final = 4096
 """The requests that can be in the file at once: four times the sequences of a large engine."""
-SLOT_BYTES = 512
+SLOT_BYTES: Final = 512
 """The bytes of one slot. A typical record has 150."""
-LENGTH_BYTES = 2
-_LENGTHS = [size.to_bytes(LENGTH_BYTES, "big") for size in range(SLOT_BYTES - LENGTH_BYTES + 1)]
+LENGTH_BYTES: Final = 2
+_LENGTHS: Final = [size.to_bytes(LENGTH_BYTES, "big") for size in range(SLOT_BYTES - LENGTH_BYTES + 1)]
 """The bytes before a record of each size."""
-_EMPTY = _LENGTHS[0]
+_EMPTY: Final = _LENGTHS[0]
 
 
 class OpenRequests:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Final
 
 from sidecar.decisions import AdmittedRequest
 from sidecar.usage.open_requests import OpenRequests
@@ -19,12 +20,12 @@ from tokenpool.pricing.cost import Usage
 from tokenpool.usage.packing import PackedIds, PackedTexts
 from tokenpool.usage.record import LOST
 
-MOST_BYTES = 4 * 1024 * 1024
+MOST_BYTES: Final = 4 * 1024 * 1024
 """The most bytes of records in memory: about 25,000 records, or five seconds of a sidecar at its most."""
-MOST_TEXT = 128
+MOST_TEXT: Final = 128
 """The most characters of a text in a record. A caller chooses the model's name."""
 
-MOST_KINDS = 1024
+MOST_KINDS: Final = 1024
 """The most combinations of texts that are kept: about 1 MB. Beyond it, all are encoded again."""
 
 

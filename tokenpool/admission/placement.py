@@ -154,8 +154,16 @@ class Placement:
     ``caches`` is ``None`` without prefix affinity.
     """
 
-    def __init__(self, seed: str, caches: PrefixCaches | None = None) -> None:
+    def __init__(
+        self, seed: str, caches: PrefixCaches | None = None, *, mates: str = "", has_others: bool = True
+    ) -> None:
+        """``mates`` begins the names of the other workers of this sidecar, which the lease store names, too.
+
+        ``has_others`` is false if requests are not handed over to other replicas.
+        """
         self.caches = caches
+        self._mates = mates
+        self._has_others = has_others
         self._peers: dict[str, _Peer] = {}
         self._state = zlib.crc32(seed.encode()) | 1
         """The state of a small generator: other sidecars choose in another order."""
@@ -170,6 +178,8 @@ class Placement:
     def learn(self, named: Iterable[KnownPeer], now: float) -> None:
         """An answer of the lease store names these replicas."""
         for name, address, kv_tokens, sequences, cached in named:
+            if not self._has_others or (self._mates and name.startswith(self._mates)):
+                continue
             peer = self._peers.get(name)
             if peer is None:
                 peer = self._peers[name] = _Peer(name)

@@ -9,27 +9,37 @@ Two workers may take the last slot at the same moment, because a decision is not
 request waits in the engine for the next free slot. The rows show the excess at once, so nothing more is
 admitted: the load exceeds the room by less than one request for each worker.
 
-``cells`` is any writable sequence of numbers: shared memory in production. The supervisor clears the row of a
+The cells are shared memory in production. The supervisor clears the row of a
 worker that has ended.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, MutableSequence
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 from tokenpool.capacity.room import EngineRoom
 
 STRIDE = 16
 """Cells of one row: 128 bytes, so that two workers do not write into one line of the processor's cache."""
 _SEQUENCES, _KV, _SURPLUS_SEQUENCES, _SURPLUS_KV = 0, 1, 2, 3
-_NEEDS_SEQUENCES, _NEEDS_KV, _RANK, _DEADLINE, _STATED_AT, _PORT = 4, 5, 6, 7, 8, 9
+_NEEDS_SEQUENCES, _NEEDS_KV, _RANK, _DEADLINE, _STATED_AT = 4, 5, 6, 7, 8
 FRESH_S = 1.0
 """A row that is older claims nothing for its waiting request: its worker may be paused. Workers write their
 rows at least four times as often."""
 RING_AGAIN_S = 0.005
 """A worker is not rung twice for one request within this time."""
+
+
+class Cells(Protocol):
+    """The memory of the table: a number at each position."""
+
+    def __getitem__(self, position: int, /) -> float:
+        """One number."""
+
+    def __setitem__(self, position: int, value: float, /) -> None:
+        """Replace one number."""
 
 
 class Waiting(NamedTuple):
@@ -48,7 +58,7 @@ class SharedRoom:
 
     __slots__ = ("_cells", "_rung", "index", "workers")
 
-    def __init__(self, cells: MutableSequence[float], index: int, workers: int) -> None:
+    def __init__(self, cells: Cells, index: int, workers: int) -> None:
         self._cells = cells
         self.index = index
         self.workers = workers
@@ -84,10 +94,6 @@ class SharedRoom:
         cells[at + _NEEDS_KV] = waiting.kv_tokens
         cells[at + _NEEDS_SEQUENCES] = waiting.sequences
 
-    def listen_on(self, port: int) -> None:
-        """State the peer port of this worker."""
-        self._cells[self.index * STRIDE + _PORT] = float(port)
-
     # --- all rows ---
 
     def load(self) -> tuple[int, int]:
@@ -100,14 +106,13 @@ class SharedRoom:
             int(sum(cells[at + _KV] + cells[at + _SURPLUS_KV] for at in range(0, ends, STRIDE))),
         )
 
-    def ports(self) -> Iterator[tuple[int, int]]:
-        """The other workers that listen for their peers, with their ports."""
+    def others(self, now: float) -> Iterator[int]:
+        """The other workers that run."""
         for worker in range(self.workers):
-            port = int(self._cells[worker * STRIDE + _PORT])
-            if worker != self.index and port:
-                yield worker, port
+            if worker != self.index and now - self._cells[worker * STRIDE + _STATED_AT] < FRESH_S:
+                yield worker
 
-    def _others(self) -> tuple[float, float]:
+    def _load_of_others(self) -> tuple[float, float]:
         """The load of the other workers."""
         cells, own = self._cells, self.index * STRIDE
         sequences = kv_tokens = 0.0
@@ -122,7 +127,7 @@ class SharedRoom:
 
         ``room`` is the engine's, in which only the load of other clients is foreign.
         """
-        sequences, kv_tokens = self._others()
+        sequences, kv_tokens = self._load_of_others()
         claimed, claimed_kv = self._claimed(room, sequences, kv_tokens, now)
         return EngineRoom(
             room.slots,
@@ -183,7 +188,7 @@ class SharedRoom:
         waiting = self._waiting(now)
         if not waiting or room.is_down:
             return None
-        sequences, kv_tokens = self._others()
+        sequences, kv_tokens = self._load_of_others()
         at = self.index * STRIDE
         free = room.slots - room.reserved_slots - room.foreign_sequences - sequences
         free -= self._cells[at + _SEQUENCES]
@@ -200,7 +205,7 @@ class SharedRoom:
         return None
 
 
-def cleared(cells: MutableSequence[float], worker: int) -> None:
+def cleared(cells: Cells, worker: int) -> None:
     """Clear the row of a worker that has ended: its connections to the engine are closed."""
     for at in range(worker * STRIDE, (worker + 1) * STRIDE):
         cells[at] = 0.0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
@@ -50,20 +51,22 @@ from tokenpool.pricing.cost import Ask, Cost, Usage
 from tokenpool.quotas.budget import Budget, Exhausted, QuotaHold
 from tokenpool.quotas.quotas import Quotas
 
-LIMITED = frozenset({Reason.TOKENS_PER_SECOND, Reason.KV_TOKENS, Reason.CONCURRENCY})
+_FINISHED: Final = Ending.FINISHED
+_QUEUE_NONE: Final = EngineQueue.NONE
+LIMITED: Final = frozenset({Reason.TOKENS_PER_SECOND, Reason.KV_TOKENS, Reason.CONCURRENCY})
 """The reasons of a refusal by a limit."""
-PLACE_S = 0.03
+PLACE_S: Final = 0.03
 """If another replica had room as last known, a request looks there for these seconds. Then it may join the
 queue of a full engine here. An ask takes about 0.5 ms, and more at a busy replica."""
-MOST_ASKING = 8
+MOST_ASKING: Final = 8
 """The most requests of one sidecar that ask other replicas at a time: the first of each entitlement.
 
 Requests of lower rank do not count. So a backlog beyond limits does not keep requests within theirs from
 asking."""
 
-MOST_SENT_BYTES = 64 * 1024
+MOST_SENT_BYTES: Final = 64 * 1024
 """The longest body in bytes that is sent together with its ask. A replica without room gets it in vain."""
-MOST_TRIED = 64
+MOST_TRIED: Final = 64
 """The most waiting entitlements that are tried when an answer names replicas, or an ask is refused."""
 
 
@@ -97,6 +100,8 @@ class AdmissionControl:
         """The engine's room, with reserved slots and queues. With other workers, their load is foreign."""
         self.mates: SharedRoom | None = None
         """The room that the workers of this sidecar share; ``None`` without other workers."""
+        self.mates_at = ""
+        """The address of another worker's peer port, without its number at the end."""
         self.slo = SloController(now)
         self.preemption = Preemption()
         self.preferring = Preferring()
@@ -215,7 +220,7 @@ class AdmissionControl:
             is_counted=is_again,
             streams=arrival.streams,
             place=sent.place if sent is not None else None,
-            may_queue=EngineQueue.NONE if looks_elsewhere else self._engine_queue(),
+            may_queue=_QUEUE_NONE if looks_elsewhere else self._engine_queue(),
         )
         if isinstance(outcome, Ticket):
             if sent is not None:
@@ -456,7 +461,7 @@ class AdmissionControl:
         if (
             room.preemptible_queue
             and account.is_preemptible
-            and (may_queue is EngineQueue.NONE or self._is_engine_queue_closed(now))
+            and (may_queue is _QUEUE_NONE or self._is_engine_queue_closed(now))
         ):
             room = replace(room, preemptible_queue=0.0)
         is_retry = retries.is_retry(body, now)
@@ -487,7 +492,7 @@ class AdmissionControl:
                 return decision
         if is_retry:
             retries.admitted(body)
-        ticket = decision.ticket
+        ticket = decision
         ticket.streams = streams
         ticket.is_guaranteed = account.is_inside_guarantee()
         ticket.uses_free_capacity = account.take_free_use()
@@ -753,9 +758,9 @@ class AdmissionControl:
         if placement is None:
             return
         placement.learn(peers, now)
-        if self.mates is not None and self.peer_address:
-            host = self.peer_address.rpartition(":")[0]
-            placement.learn_mates([(f"worker {n}", f"{host}:{port}") for n, port in self.mates.ports()], now)
+        if self.mates is not None:
+            named = [(f"worker {each}", f"{self.mates_at}{each}") for each in self.mates.others(now)]
+            placement.learn_mates(named, now)
         for pending in list(placement.asks):
             if placement.has_room(pending.cost.sequences, pending.cost.kv_tokens, now):
                 self._effects.ask(placement.ask(pending, pending.deadline - now, now, more=1))
@@ -930,7 +935,7 @@ class AdmissionControl:
         """
         self.ledger.settle(ticket, spent, ending, now, reported=reported)
         self._state_load()
-        if ending is Ending.FINISHED and not self.peer_accounts.has(ticket.account):
+        if ending is _FINISHED and not self.peer_accounts.has(ticket.account):
             self.preferring.finished(ticket, spent, self._caches, now, reported=reported)
         else:
             self.preferring.forget(ticket)

@@ -169,9 +169,14 @@ class InputTokens:
         expected = self.offset + self.per_byte * text_bytes
         lowest = expected / self.BAND - self.BAND_TOKENS
         highest = expected * self.BAND + self.BAND_TOKENS
-        tokens = max(lowest, 0.0) if tokens < lowest else highest if tokens > highest else max(tokens, 0)
+        if tokens < lowest:
+            tokens = lowest
+        elif tokens > highest:
+            tokens = highest
+        if tokens < 0.0:
+            tokens = 0.0
         decay = self.DECAY
-        weight = (text_bytes + self.SMALL_BYTES) ** self.SHARPNESS
+        weight = math.pow(text_bytes + self.SMALL_BYTES, self.SHARPNESS)
         weighted = weight * text_bytes
         self._w = self._w * decay + weight
         self._wx = self._wx * decay + weighted
@@ -185,9 +190,17 @@ class InputTokens:
     def _fit(self) -> None:
         w, wx, wy, wxx, wxy = self._w, self._wx, self._wy, self._wxx, self._wxy
         offset = (wy * wxx - wx * wxy) / (w * self.RIDGE * wxx - wx * wx)
-        offset = 0.0 if offset < 0 else min(offset, self.MOST_OFFSET)
+        if offset < 0.0:
+            offset = 0.0
+        elif offset > self.MOST_OFFSET:
+            offset = self.MOST_OFFSET
         self.offset = offset
-        self.per_byte = min(max((wxy - offset * wx) / wxx, self.LOWEST), self.HIGHEST)
+        per_byte = (wxy - offset * wx) / wxx
+        if per_byte < self.LOWEST:
+            per_byte = self.LOWEST
+        elif per_byte > self.HIGHEST:
+            per_byte = self.HIGHEST
+        self.per_byte = per_byte
 
 
 class Coverage:
@@ -196,23 +209,32 @@ class Coverage:
     WINDOW: Final = 128
     _MASK: Final = (1 << 128) - 1
 
-    __slots__ = ("_missed", "predictions")
+    __slots__ = ("_missed", "all_misses", "predictions")
 
     def __init__(self) -> None:
         self._missed = 0
         """A bit for each prediction, the latest one last; 1 if it was exceeded."""
+        self.all_misses = 0
+        """The number of exceeded predictions in the window."""
         self.predictions = 0
         """Predictions in the window."""
 
     def copy(self) -> Coverage:
         """A copy with the same predictions."""
         made = Coverage()
-        made._missed, made.predictions = self._missed, self.predictions
+        made._missed, made.all_misses, made.predictions = self._missed, self.all_misses, self.predictions
         return made
 
     def observe(self, *, is_missed: bool) -> None:
         """Count one prediction."""
-        self._missed = (self._missed << 1 | is_missed) & self._MASK
+        missed = self._missed
+        if missed or is_missed:
+            missed = missed << 1 | is_missed
+            if missed > self._MASK:
+                missed &= self._MASK
+                self.all_misses -= 1
+            self.all_misses += is_missed
+            self._missed = missed
         if self.predictions < self.WINDOW:
             self.predictions += 1
 
@@ -230,15 +252,16 @@ class Coverage:
         self._missed &= (1 << kept) - 1
         for number in range(misses):
             self._missed |= 1 << kept + number * predictions // misses
+        self.all_misses = self._missed.bit_count()
 
-    def misses(self, last: int = WINDOW) -> int:
+    def misses(self, last: int) -> int:
         """The number of exceeded predictions among the ``last``."""
         return (self._missed & ((1 << last) - 1)).bit_count()
 
     @property
     def share(self) -> float:
         """The covered share; 1 without predictions."""
-        return 1.0 - self.misses() / self.predictions if self.predictions else 1.0
+        return 1.0 - self.all_misses / self.predictions if self.predictions else 1.0
 
 
 class OutputQuantile:
@@ -453,7 +476,7 @@ class OutputQuantile:
         self.is_certified = (
             predictions * share >= 1.0
             and (len(self._sorted) + 1) * share >= 1.0
-            and self.coverage.misses() <= predictions * (share + self.MARGIN)
+            and self.coverage.all_misses <= predictions * (share + self.MARGIN)
         )
 
     def _rank(self) -> None:

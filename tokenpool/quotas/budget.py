@@ -8,16 +8,16 @@ the begin of a window nothing is settled, and running requests are still held.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tokenpool.entitlements import Quota
 from tokenpool.quotas.messages import LEVELS, BudgetId, QuotaPortion
 from tokenpool.quotas.windows import Span, span, text_of
 
-LATEST_CORRECTION_S = 5.0
+LATEST_CORRECTION_S: Final = 5.0
 """A correction of the clock by fewer seconds than this does not return to the window before."""
 
-ROUNDING = 1e-6
+ROUNDING: Final = 1e-6
 """Tokens. Sums of many floats differ by less than this. Without it, a request of exactly the rest of a quota
 was never covered."""
 

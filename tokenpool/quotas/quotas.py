@@ -16,29 +16,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tokenpool.entitlements import Quota
 from tokenpool.quotas.budget import Budget, Exhausted, QuotaHold
 from tokenpool.quotas.messages import BudgetId, QuotaAnswer, QuotaMessage, QuotaRequest, Scope, budget_id
 
-AHEAD_S = 2.0
+AHEAD_S: Final = 2.0
 """The portion covers the expected requests of this time, in seconds."""
-AHEAD_REQUESTS = 4
+AHEAD_REQUESTS: Final = 4
 """It covers at least this number of typical requests. With 1 of them, an eighth of the simulated requests
 waited for a message. With 4, one in 60 waited, and nearly all of these at the start of the store."""
-RATE_MEMORY_S = 2.0
+RATE_MEMORY_S: Final = 2.0
 """Time constant of the mean rate of spending, in seconds."""
-SHORT_S = 0.25
+SHORT_S: Final = 0.25
 """After a refusal, the time in seconds for which a budget refuses without asking the store again."""
-FINAL_S = 5.0
+FINAL_S: Final = 5.0
 """After an answer, the time in seconds for which the spending that it states refuses larger requests. Such a
 request would take the rest of the quota as its portion for nothing, and smaller ones could not use it."""
-LIFETIME_SHARE = 0.9
+LIFETIME_SHARE: Final = 0.9
 """Portions expire here after this part of their lifetime in the store."""
-MOST_ROWS = 250
+MOST_ROWS: Final = 250
 """The most budgets in one message: they take about 6 ms of Redis. The next message has the others."""
-NO_RATE = 0.01
+NO_RATE: Final = 0.01
 """A lower rate of spending, in tokens per second, is none."""
 
 

@@ -45,24 +45,25 @@ def test_the_row_of_a_lost_worker_is_cleared() -> None:
     cells = array("d", [0.0] * (2 * STRIDE))
     one, two = SharedRoom(cells, 0, 2), SharedRoom(cells, 1, 2)
     one.use(2, 200, 1, 1)
-    one.listen_on(4000)
     one.wait(waits(0), NOW)
     two.use(1, 1, 0, 0)
 
     cleared(cells, 0)
 
     assert two.load() == (1, 1)
-    assert list(two.ports()) == []
+    assert list(two.others(NOW)) == []
     assert two.next_to_try(ROOM, NOW) is None
 
 
-def test_each_worker_knows_the_peer_ports_of_the_others() -> None:
-    one, two, _ = workers(3)
-    one.listen_on(4000)
-    two.listen_on(4001)
+def test_each_worker_knows_which_others_run() -> None:
+    one, two, three = workers(3)
+    one.wait(None, NOW)
+    two.wait(None, NOW)
 
-    assert list(one.ports()) == [(1, 4001)]
-    assert list(two.ports()) == [(0, 4000)]
+    assert list(one.others(NOW)) == [1]
+    assert list(three.others(NOW)) == [0, 1]
+    two.wait(None, NOW + FRESH_S)
+    assert list(three.others(NOW + FRESH_S)) == [1]
 
 
 def test_a_request_that_comes_first_claims_free_room() -> None:

@@ -38,6 +38,8 @@ class Pod:
         self.cells = array("d", [0.0] * (workers * STRIDE))
         self.workers = [Worker(self, index, workers, slots) for index in range(workers)]
         for worker in self.workers:
+            worker.driver.act()
+        for worker in self.workers:
             worker.control.peers_named([], self.now)
 
     def answer_bells(self) -> None:
@@ -60,8 +62,7 @@ class Worker:
             pod.now, AdmissionQueue(QueueSettings(5.0, 5.0, 5.0)), placement=Placement(f"w{index}")
         )
         self.control.mates = SharedRoom(pod.cells, index, workers)
-        self.control.mates.listen_on(4000 + index)
-        self.control.peer_address = f"10.0.0.1:{4000 + index}"
+        self.control.mates_at = "unix:/run/peer-"
         self.control.is_serving = True
         self.driver = Driver(self.control, self)
         self.control.engine_changed(EngineRoom(slots, 1e6, proven_slots=slots), pod.now)
@@ -241,7 +242,7 @@ def test_only_a_guaranteed_request_asks_other_workers_to_end_spot() -> None:
     two.offer(owner())
 
     assert [(ask.peer, ask.place.address, ask.is_probe) for ask in two.asked] == [
-        ("worker 0", "10.0.0.1:4000", True)
+        ("worker 0", "unix:/run/peer-0", True)
     ]
 
 

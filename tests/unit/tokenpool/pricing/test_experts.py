@@ -306,21 +306,21 @@ def test_coverage_is_never_below_that_of_one_quantile_per_route(
 
 def test_coverage_counts_the_last_predictions() -> None:
     coverage = Coverage()
-    assert (coverage.share, coverage.misses()) == (1.0, 0)
+    assert (coverage.share, coverage.all_misses) == (1.0, 0)
     for number in range(300):
         coverage.observe(is_missed=number % 4 == 0)
     assert (coverage.predictions, coverage.share) == (Coverage.WINDOW, 0.75)
     assert (coverage.misses(1), coverage.misses(4)) == (0, 1)
     coverage.lend(40, 5)
-    assert (coverage.predictions, coverage.misses()) == (40, 5)
+    assert (coverage.predictions, coverage.all_misses) == (40, 5)
     coverage.lend(10**9, 10**9)
-    assert coverage.misses() == Coverage.WINDOW
+    assert coverage.all_misses == Coverage.WINDOW
     for is_missed in (True, True, False):
         coverage.observe(is_missed=is_missed)
     coverage.lend(40, 4, kept=2)
-    assert (coverage.predictions, coverage.misses(), coverage.misses(2)) == (42, 5, 1)
+    assert (coverage.predictions, coverage.all_misses, coverage.misses(2)) == (42, 5, 1)
     coverage.lend(1000, 100, kept=28)
-    assert (coverage.predictions, coverage.misses() - coverage.misses(28)) == (Coverage.WINDOW, 10)
+    assert (coverage.predictions, coverage.all_misses - coverage.misses(28)) == (Coverage.WINDOW, 10)
 
 
 def test_a_pricer_publishes_the_coverage_and_size_of_its_reservations() -> None:
