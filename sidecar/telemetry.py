@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Protocol
+from typing import Final, Protocol
 
 from runtime.exposition import Family, number
 from sidecar.dialects.reported_usage import NoUsage
@@ -42,6 +42,7 @@ OTHER = "other"
 PER_PIECE = 8
 """Entitlements in one piece of the page: 0.2 ms with all of their histograms."""
 
+_FINISHED: Final = Ending.FINISHED
 TTFT, TPOT = "ttft", "tpot"
 """The values of the label ``slo``: the fields of ``slo`` in the pool file without their unit."""
 
@@ -283,19 +284,24 @@ class Tally:
 class Changes:
     """The names of entitlements whose counts have changed since the last ``take``."""
 
-    __slots__ = ("_names",)
+    __slots__ = ("_last", "_names")
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = dict.fromkeys(names)
+        self._last: str | None = None
+        """The last name, if it was added since the last ``take``."""
 
     def add(self, name: str) -> None:
         """An entitlement has changed. Its name moves to the end."""
+        if name is self._last:
+            return
+        self._last = name
         self._names.pop(name, None)
         self._names[name] = None
 
     def take(self) -> dict[str, None]:
         """Return the names in the order of their last change, and forget them. The values mean nothing."""
-        names, self._names = self._names, {}
+        names, self._names, self._last = self._names, {}, None
         return names
 
 
@@ -383,7 +389,7 @@ class Telemetry:
             series.outgrown += 1
         if reported and input_tokens:
             series.input_ratio.observe(cost.input_tokens / input_tokens)
-        if reported and output_tokens and ending is Ending.FINISHED:
+        if reported and output_tokens and ending is _FINISHED:
             series.output_ratio.observe(cost.output_tokens / output_tokens)
 
     def answered_without_usage(self, account: Account, no_usage: NoUsage) -> None:
@@ -431,7 +437,7 @@ class Telemetry:
     def _tally(self, account: Account | None) -> Tally:
         if account is None:
             return self._tallies[UNIDENTIFIED]
-        name = account.entitlement.name
+        name = account.name
         for changes in self._changes:
             changes.add(name)
         tally = self._tallies.get(name)
@@ -636,8 +642,7 @@ def _is_promised(ticket: Ticket) -> bool:
     Only a stream shows them. Beyond its guarantee a guaranteed entitlement has no claim on time, and the SLO
     controller does not defend it.
     """
-    is_guaranteed = ticket.account.entitlement.tier is Tier.GUARANTEED
-    return ticket.streams and (ticket.is_guaranteed or not is_guaranteed)
+    return ticket.streams and (ticket.is_guaranteed or ticket.account.entitlement.tier is not Tier.GUARANTEED)
 
 
 def _promised_s(accounts: Iterable[Account]) -> tuple[list[float], list[float]]:

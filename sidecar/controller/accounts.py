@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Final
 
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.group_accounts import group_accounts, place, use_ceilings
 from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.entitlements import Entitlement, Group, Pool, PoolFile
 
-PER_STEP = 50
+PER_STEP: Final = 50
 """Accounts that one step makes while a pool file is prepared: 12 µs each."""
 
 

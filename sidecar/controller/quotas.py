@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from tokenpool.accounting.account import Account
 from tokenpool.control.admission_control import AdmissionControl
@@ -11,7 +12,7 @@ from tokenpool.quotas.budget import Budget
 from tokenpool.quotas.messages import Scope
 from tokenpool.quotas.quotas import Quotas
 
-MOST_CREDENTIALS = 1000
+MOST_CREDENTIALS: Final = 1000
 """With more used credentials than this, those whose windows have ended are forgotten."""
 
 

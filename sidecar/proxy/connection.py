@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from time import thread_time
-from typing import cast
+from typing import Final, cast
 
 from sidecar.decisions import AdmittedRequest, Refusal, draining
 from sidecar.dialects.routes import Route
@@ -32,9 +32,9 @@ from tokenpool.accounting.account import Account
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.outcomes import Reason
 
-MEASURED_BYTES = 4096
+MEASURED_BYTES: Final = 4096
 """The CPU time of parsing is measured for bodies from this size on."""
-_READING = (Phase.HEAD, Phase.BODY)
+_READING: Final = (Phase.HEAD, Phase.BODY)
 
 
 class ClientConnection(ReceivingConnection):

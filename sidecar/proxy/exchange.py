@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from typing import Protocol
+from typing import Final, Protocol
 
 from sidecar.decisions import ENGINE_RETRY_S, AdmittedRequest, Refusal
 from sidecar.dialects.model_list import ModelListReader
@@ -27,15 +27,16 @@ from tokenpool.outcomes import SHADOW_HEADER, Ending, Reason
 
 log = logging.getLogger(__name__)
 
-_CHUNKED = b"transfer-encoding: chunked\r\n"
-_LAST_CHUNK = b"0\r\n\r\n"
-_SHADOW_LINE = SHADOW_HEADER.encode() + b": %b\r\n"
-_MOST_ATTEMPTS = 2
-OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
+_CHUNKED: Final = b"transfer-encoding: chunked\r\n"
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+_SHADOW_LINE: Final = SHADOW_HEADER.encode() + b": %b\r\n"
+_MOST_ATTEMPTS: Final = 2
+_FINISHED: Final = Ending.FINISHED
+OUR_OWN: Final = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
 """Errors of a connection attempt that prove nothing about the engine's health."""
-MOST_JUDGED = 64 * 1024
+MOST_JUDGED: Final = 64 * 1024
 """The longest refusal, in bytes, that is searched for its cause. A longer one is relayed unchanged."""
-PREEMPTED_RETRY_S = 1.0
+PREEMPTED_RETRY_S: Final = 1.0
 """``Retry-After`` of a preempted request, in seconds."""
 
 
@@ -263,7 +264,7 @@ class Exchange:
         if data:
             self._client.write(data)
         if is_complete:
-            self._end(Ending.FINISHED if self._status < 500 else Ending.UPSTREAM_ERROR)
+            self._end(_FINISHED if self._status < 500 else Ending.UPSTREAM_ERROR)
             self._client.on_relayed(keeps_alive=self._keeps_alive, is_refusal=400 <= self._status < 500)
 
     def _wire(self, body: bytes, is_complete: bool) -> bytes:
@@ -463,14 +464,15 @@ class Exchange:
                 # The engine aborted the request before the connection ended.
                 ending = Ending.UPSTREAM_ERROR
                 computes = reader.has_begun
+            reported = reader.usage
             usage = settlement.settle(
                 admitted,
                 ending,
-                reader.usage,
+                reported,
                 reader.output_events,
                 spent=computes,
-                unreported=reader.unreported(ending is Ending.FINISHED),
-                no_usage=reader.no_usage,
+                unreported=reader.unreported(ending is _FINISHED),
+                no_usage=reader.no_usage if reported is None else None,
                 stored=reader.response,
             )
         trace = admitted.trace

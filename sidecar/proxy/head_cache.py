@@ -10,11 +10,12 @@ them, is taken as one. Anything else goes through the parser.
 from __future__ import annotations
 
 import re
-from typing import Self
+from typing import Final, Self
 
-_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d{1,9})\r\n", re.IGNORECASE)
-_LONGEST_HEAD = 4096
-_LONGEST_NUMBER = 9
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: ?(\d{1,9})\r\n", re.IGNORECASE)
+_LONGEST_HEAD: Final = 4096
+_LONGEST_NUMBER: Final = 9
+_ZERO: Final = ord("0")
 
 
 class CachedHead:
@@ -40,15 +41,18 @@ class CachedHead:
         before, after = self._before, self._after
         if not data.startswith(before):
             return None
-        start = len(before)
-        end = data.find(b"\r", start, start + _LONGEST_NUMBER + 1)
-        if end < 0:  # checked first: compiled, a slice that ends before it begins is an error
+        start = at = len(before)
+        size, most = 0, min(len(data), start + _LONGEST_NUMBER)
+        while at < most:
+            digit = data[at] - _ZERO
+            if digit < 0 or digit > 9:
+                break
+            size = 10 * size + digit
+            at += 1
+        body_at = at + len(after)
+        if at == start or len(data) - body_at != size or data[at:body_at] != after:
             return None
-        number = data[start:end]
-        if not number.isdigit() or not data.startswith(after, end):
-            return None
-        body = data[end + len(after) :]
-        return body if len(body) == int(number) else None
+        return data[body_at:]
 
 
 def only_chunk(data: bytes) -> bytes | None:

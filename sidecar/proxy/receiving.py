@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import select
 from collections import deque
+from typing import Final
 
 from sidecar.decisions import Refusal
 from sidecar.proxy.answers import CONTINUE
@@ -28,13 +29,13 @@ from sidecar.proxy.events import (
 from sidecar.proxy.head_policy import Request, decide_head, extend_body, reserve_for
 from sidecar.proxy.request_parser import NEVER, TURN_BYTES, RequestParser
 
-LINGER_S = 2.0
+LINGER_S: Final = 2.0
 """Seconds for which a refused client's remaining bytes are dropped, so that it receives the answer."""
-LINGER_BYTES = 4 << 20
+LINGER_BYTES: Final = 4 << 20
 """The most bytes that are dropped so."""
-_LEAVES = getattr(select, "POLLRDHUP", 0)
+_LEAVES: Final = getattr(select, "POLLRDHUP", 0)
 """The poll event of a peer that has closed. Errors are reported without a flag."""
-MAX_PIPELINED = 8
+MAX_PIPELINED: Final = 8
 """Requests that one connection parses ahead. Reading pauses beyond this number."""
 
 

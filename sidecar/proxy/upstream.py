@@ -11,7 +11,7 @@ import asyncio
 import errno
 import re
 import time
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 import httptools
 
@@ -19,15 +19,17 @@ from sidecar.engine.address import EngineAddress
 from sidecar.proxy.head_cache import CachedHead, only_chunk
 from sidecar.proxy.heads import Headers, ResponseHead
 
-IDLE_S = 4.0
+IDLE_S: Final = 4.0
 """vLLM's server closes a connection that was idle for 5 s. One second is left for bytes in transit."""
-MOST_IDLE = 256
-NO_ROOM = errno.EBUSY
+MOST_IDLE: Final = 256
+NO_ROOM: Final = errno.EBUSY
 """The error number of ``on_refused`` if a replica has no room for a request that it got with its ask."""
-GOODBYE_S = 1.0
+ONE_WRITE_BYTES: Final = 64 * 1024
+"""The longest body that is copied behind its head. A copy of 1 kB costs 1 µs less than a vectored write."""
+GOODBYE_S: Final = 1.0
 """Seconds for which a closed TLS connection waits for the engine to close it as well."""
 
-_REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_REASON: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 
 class Exchange(Protocol):
@@ -133,7 +135,10 @@ class Connection(asyncio.Protocol):
         self._exchange = exchange
         self._is_first_read = True
         self._start_response()
-        self._transport.writelines((head, body) if body else (head,))
+        if len(body) <= ONE_WRITE_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines((head, body))
 
     def abort(self) -> None:
         """Close the connection, so that the engine aborts the request."""

@@ -13,12 +13,12 @@ from coordinator.admin import Admin
 from coordinator.leader import PoolLeader
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
-from tests.fakes.memory_store import MemoryStore
 from tokenpool.amounts import Amount
 from tokenpool.leases.messages import LeaseRequest, Message
 from tokenpool.leases.wire import SidecarReport, encode_report
 from tokenpool.poolfile.reading import parse
 from tokenpool.store import StoreDown
+from tokenpool.store.memory import MemoryStore
 
 POOL = """
 pools:

@@ -11,6 +11,7 @@ import itertools
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
@@ -20,8 +21,7 @@ import redis.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes.memory_store import MemoryStore
-from tests.integration.tokenpool.store.servers import redis_server
+from tests.integration.tokenpool.store.servers import redis_server, served
 from tokenpool.amounts import NOTHING, Amount, Dimension
 from tokenpool.leases.messages import (
     FREED,
@@ -44,6 +44,7 @@ from tokenpool.leases.messages import (
 )
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.store import Store, StoreDown
+from tokenpool.store.memory import MemoryStore
 from tokenpool.store.redis import RedisStore
 
 LIFETIME = 1.5
@@ -69,12 +70,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 pools = (f"pool-{number}" for number in itertools.count())
 
 
-@pytest_asyncio.fixture(params=["memory", "redis"])
-async def kept(request: pytest.FixtureRequest, server: int) -> AsyncIterator[tuple[Store, Clock]]:
+@pytest_asyncio.fixture
+async def local() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest_asyncio.fixture(params=["memory", "local", "redis"])
+async def kept(
+    request: pytest.FixtureRequest, server: int, local: AsyncExitStack
+) -> AsyncIterator[tuple[Store, Clock]]:
     clock = Clock()
     store: Store
     if request.param == "memory":
         store = MemoryStore(LIFETIME, clock)
+    elif request.param == "local":
+        store = await local.enter_async_context(served(MemoryStore(LIFETIME, clock)))
     else:
         store = RedisStore(redis.asyncio.Redis(port=server), next(pools), LIFETIME, clock)
     await store.publish({"a": LIMIT}, TERMS, 1)
