@@ -66,7 +66,18 @@ LAYERS: dict[str, Layers] = {
     ],
     "sidecar": [
         frozenset({"settings", "lifecycle", "dialects", "histogram", "worker"}),
-        frozenset({"identity", "decisions", "pool_secret", "telemetry", "memory_bounds", "tracing", "usage"}),
+        frozenset(
+            {
+                "identity",
+                "decisions",
+                "pool_secret",
+                "telemetry",
+                "loop_holds",
+                "memory_bounds",
+                "tracing",
+                "usage",
+            }
+        ),
         frozenset({"engine", "jwt"}),
         frozenset({"configuration"}),
         frozenset({"proxy"}),
