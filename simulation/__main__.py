@@ -2,6 +2,7 @@
 
 ``python -m simulation one-pool`` compares handover with its alternatives instead: ``simulation.one_pool``.
 ``python -m simulation quotas`` simulates tenants that spend their quotas: ``simulation.quotas``.
+``python -m simulation explore`` visits every state of small worlds: ``simulation.explore``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from simulation import one_pool, quotas
+from simulation.explore import command as explore
 from simulation.fairness import Convergence, fairness_of
 from simulation.figures import Figures
 from simulation.mixes import all_of, lone_tenant, scarcity, skewed, small_tenants
@@ -31,6 +33,8 @@ MIXES = 20
 
 def main() -> int:
     """Run all simulations once, print the figures, and return 1 if a goal is missed."""
+    if sys.argv[1:2] == ["explore"]:
+        return explore.main(sys.argv[2:])
     seed = int(os.environ.get("SIM_SEED") or secrets.randbelow(10**6))
     print(f"sim: seed {seed} (SIM_SEED={seed} repeats it)\n", flush=True)
     if sys.argv[1:] == ["one-pool"]:
