@@ -98,6 +98,11 @@ class LeaseSetup:
         return Limit(DEPTH, float(sequences * KV), float(sequences), DEPTH, assured * KV, assured)
 
     @property
+    def may_refuse(self) -> bool:
+        """Whether a request may be refused. Not if a sidecar's share alone has room for all requests."""
+        return self.requests > math.ceil(self.limit / 2) or bool(self.limits)
+
+    @property
     def terms(self) -> IdleTerms:
         """The state of the pool: busy, or with headroom."""
         free = self.headroom
@@ -182,7 +187,6 @@ class LocalResult(NamedTuple):
     sidecar: int
     messages: tuple[int, ...]
     broken: str
-    sheds: int
 
 
 class LeaseWorld:
@@ -594,7 +598,10 @@ class LeaseWorld:
                 getattr(live, event[0])(*event[1:])
             after = self._sidecars.number(self._sidecar_rules.freeze(live, now))
             sent = tuple(self._messages.number(message_value(message)) for message in live.outbox)
-            result = self._local[key] = LocalResult(after, sent, live.broken, live.sheds)
+            broken = live.broken
+            if live.sheds and not self.setup.may_refuse:
+                broken = broken or "a request was refused, and there is no shortage"
+            result = self._local[key] = LocalResult(after, sent, broken)
         return result
 
     def _exchange(

@@ -18,12 +18,15 @@ from simulation.explore.search import Found
 from simulation.explore.small_sidecar import Parts
 from simulation.explore.values import NOW, Rules, fixed, time_field
 from simulation.explore.worlds import LARGE_ELECTIONS, LARGE_LEASES, SMALL_LEASES
+from tokenpool.accounting.account import Account
 from tokenpool.leases import sync
+from tokenpool.leases.leases import Leases
 from tokenpool.leases.messages import Limit, Message
 from tokenpool.leases.reference_store import Exchange, ReferenceLeaseStore
 from tokenpool.leases.settings import LeaseSettings
 from tokenpool.leases.sync import LeaseSync
 from tokenpool.planning.idle import IdleTerms
+from tokenpool.pricing.cost import Cost
 
 pytestmark = pytest.mark.skipif(
     not (sync.__file__ or "").endswith(".py"),
@@ -228,6 +231,18 @@ def test_a_coordinator_that_leads_too_long_is_found() -> None:
 def test_a_coordinator_that_serves_its_own_old_hint_is_found() -> None:
     found = elections(ElectionSetup("", losses=3, leader=ReadsFewHints))
     assert "serves another scale hint than the store has had" in found.problem
+
+
+@pytest.mark.thorough
+def test_a_sidecar_that_refuses_because_of_a_lost_message_is_found() -> None:
+    class HasNoShare(Leases):
+        """It has no share for requests whose message has failed."""
+
+        def _admit_within_share(self, account: Account, cost: Cost, now: float) -> None:
+            pass
+
+    found = leases(LeaseSetup("", requests=1, losses=1, parts=Parts(leases=HasNoShare)))
+    assert found.problem == "a request was refused, and there is no shortage"
 
 
 @pytest.mark.thorough
