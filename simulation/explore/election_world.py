@@ -288,9 +288,9 @@ class ElectionWorld:
             self._steps[each] = known
         return known
 
-    def told(self, path: Sequence[tuple[State, Any]]) -> list[str]:
+    def told(self, path: Sequence[tuple[State, Any]], problem: str) -> tuple[list[str], str]:
         """See ``World``."""
-        return [_told(event) for _, event in path]
+        return [_told(event) for _, event in path], problem
 
     # --- events ---
 

@@ -50,6 +50,8 @@ MOST_IN_FLIGHT = 3
 """The most messages of one sidecar on their way to the store."""
 HOLDERS = ("a", "b", "c", "d")
 """The names of the two sidecars, and of crashed ones."""
+NAMED = tuple(f"{{{name}}}" for name in HOLDERS)
+"""The places of these names in a problem: ``told`` fills them in."""
 MOST_STEPS = 40
 """The most time steps without faults until a state makes progress."""
 DEPTH = 1000.0
@@ -82,6 +84,8 @@ class LeaseSetup:
     """Whether a store may come back with its content."""
     loses_content: bool = True
     """Whether it may come back empty."""
+    drifts: int = 0
+    """Time steps by which the clocks of sidecars fall behind, together. A lease has a margin of one."""
     limits: tuple[int, ...] = ()
     """Limits that the coordinator publishes later, in this order."""
     guarantee: int = 0
@@ -123,8 +127,8 @@ class State(NamedTuple):
     """Requests and faults that may still happen, in the order of ``BUDGET``."""
 
 
-BUDGET = ("requests", "losses", "duplicates", "late", "pauses", "crashes", "outages", "limits")
-(REQUESTS, LOSSES, DUPLICATES, LATE, PAUSES, CRASHES, OUTAGES, LIMITS) = range(len(BUDGET))
+BUDGET = ("requests", "losses", "duplicates", "late", "pauses", "crashes", "outages", "drifts", "limits")
+(REQUESTS, LOSSES, DUPLICATES, LATE, PAUSES, CRASHES, OUTAGES, DRIFTS, LIMITS) = range(len(BUDGET))
 KINDS = ("reclaim", "freed")
 
 
@@ -225,7 +229,7 @@ class LeaseWorld:
         budget = tuple(len(setup.limits) if name == "limits" else getattr(setup, name) for name in BUDGET)
         return self._tidy([sidecar, sidecar], stored, False, [], list(budget))
 
-    def told(self, path: Sequence[tuple[State, Any]]) -> list[str]:
+    def told(self, path: Sequence[tuple[State, Any]], problem: str) -> tuple[list[str], str]:
         """See ``World``. A sidecar keeps its name in all lines, although states exchange the sidecars."""
         names, lines = {name: name for name in HOLDERS}, []
         for state, event in path:
@@ -235,7 +239,7 @@ class LeaseWorld:
             lines.append(_told(event, names))
             if self._is_swapped:
                 names["a"], names["b"] = names["b"], names["a"]
-        return lines
+        return lines, problem.format(**names)
 
     def events(self, state: State) -> Iterator[tuple[Any, State, str]]:
         """See ``World``."""
@@ -254,6 +258,9 @@ class LeaseWorld:
         for paused in ((), (0,), (1,), (0, 1)):
             if len(paused) <= budget[PAUSES]:
                 yield ("time", *(HOLDERS[slot] for slot in paused)), *self._step(state, paused)
+        for slot in (0, 1) if budget[DRIFTS] else ():
+            left = state._replace(budget=tuple(_less(budget, DRIFTS)))
+            yield ("slow", HOLDERS[slot]), *self._step(left, (), slow=slot)
 
     def problem(self, state: State) -> str:
         """See ``World``."""
@@ -279,10 +286,10 @@ class LeaseWorld:
                 _, is_alive, rest = store.holders.get(HOLDERS[slot], (0, False, 0.0))
                 held = store.rows.get(HOLDERS[slot], (0, 0.0, 0.0))[1]
                 if not is_alive or rest <= 0:
-                    return f"{HOLDERS[slot]} uses a lease that has expired in the store"
+                    return f"{NAMED[slot]} uses a lease that has expired in the store"
                 if held < each.usable:
                     return (
-                        f"the store has {held:g} sequences for {HOLDERS[slot]}, which may use {each.usable:g}"
+                        f"the store has {held:g} sequences for {NAMED[slot]}, which may use {each.usable:g}"
                     )
         return self._accounts(state, facts, store)
 
@@ -296,9 +303,7 @@ class LeaseWorld:
         for slot, each in enumerate(facts):
             row = store.rows.get(HOLDERS[slot])
             if row is not None and row[2] > each.spent:
-                return (
-                    f"the store has booked {row[2]:g} tokens of {HOLDERS[slot]}, which spent {each.spent:g}"
-                )
+                return f"the store has booked {row[2]:g} tokens of {NAMED[slot]}, which spent {each.spent:g}"
         return ""
 
     # --- events ---
@@ -447,13 +452,19 @@ class LeaseWorld:
         """The sidecars that have not done what was due in this step of time."""
         return tuple(slot for slot in (0, 1) if self._due(self._about(state.sidecars[slot])))
 
-    def _step(self, state: State, paused: tuple[int, ...]) -> tuple[State, str]:
-        """A step of time passes. With ``ticks_at_once``, each sidecar that is not paused does what is due."""
+    def _step(self, state: State, paused: tuple[int, ...], slow: int = -1) -> tuple[State, str]:
+        """A step of time passes, except on the clock of a sidecar that is ``slow``.
+
+        With ``ticks_at_once``, each sidecar that is not paused does what is due.
+        """
         budget = list(state.budget)
         budget[LATE] -= len(state.net)
         budget[PAUSES] -= len(paused)
         store, net, broken = self._after_step(state.store), [*state.net], ""
-        sidecars = [self._run(sidecar, ("time",)).sidecar for sidecar in state.sidecars]
+        sidecars = [
+            sidecar if slot == slow else self._run(sidecar, ("time",)).sidecar
+            for slot, sidecar in enumerate(state.sidecars)
+        ]
         facts = self._about_store(store)
         for slot in (0, 1):
             known = facts.holders.get(HOLDERS[slot])
@@ -886,6 +897,7 @@ _PARTS: Mapping[str, Callable[..., str]] = {
     "store lost": lambda: "the store does not answer any more",
     "store back": lambda: "the store answers again, with its content",
     "store back, empty": lambda: "the store answers again, and is empty",
+    "slow": lambda who: f"{STEP_S:g} s pass, but not on the clock of {who}",
     "publish": lambda *what: f"the coordinator publishes {what[0] if what else 'limits'}",
     "time": lambda *paused: f"{STEP_S:g} s pass" + (f"; paused: {', '.join(paused)}" if paused else ""),
 }

@@ -34,8 +34,8 @@ class World(Protocol[State]):
         -1 if that does not happen.
         """
 
-    def told(self, path: Sequence[tuple[State, Event]]) -> Sequence[str]:
-        """A line for each event of a path. Each event has the state before it."""
+    def told(self, path: Sequence[tuple[State, Event]], problem: str) -> tuple[Sequence[str], str]:
+        """A line for each event of a path, and the problem after it. Each event has the state before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,12 @@ class Search(Generic[State]):
         events.append(None)
         level, depth, transitions, most_steps = [(0, start)], 0, 0, 0
 
-        def result(problem: str = "", trace: Sequence[str] = (), *, is_complete: bool = True) -> Found:
+        def result(
+            problem: str = "", path: Sequence[tuple[State, Event]] = (), *, is_complete: bool = True
+        ) -> Found:
             seconds = time.perf_counter() - began
-            return Found(len(seen), transitions, depth, seconds, most_steps, problem, trace, is_complete)
+            trace, told = world.told(path, problem)
+            return Found(len(seen), transitions, depth, seconds, most_steps, told, trace, is_complete)
 
         if problem := world.problem(start):
             return result(problem)
@@ -100,21 +103,19 @@ class Search(Generic[State]):
             for number, state in level:
                 steps = world.steps_to_progress(state)
                 if steps < 0:
-                    return result(
-                        "no progress is possible any more without faults", world.told(self._path(number))
-                    )
+                    return result("no progress is possible any more without faults", self._path(number))
                 most_steps = max(most_steps, steps)
                 for event, after, broken in world.events(state):
                     transitions += 1
                     if broken:
-                        return result(broken, world.told([*self._path(number), (state, event)]))
+                        return result(broken, [*self._path(number), (state, event)])
                     if after in seen:
                         continue
                     index = seen[after] = len(seen)
                     parents.append(number)
                     events.append(event)
                     if problem := world.problem(after):
-                        return result(problem, world.told(self._path(index)))
+                        return result(problem, self._path(index))
                     following.append((index, after))
                 if self._most_states and len(seen) >= self._most_states:
                     return result(is_complete=False)

@@ -14,6 +14,7 @@ from simulation.explore.lease_world import LeaseSetup, LeaseWorld
 SMALL_LEASES = (
     LeaseSetup("one request", requests=1),
     LeaseSetup("one request, a message is lost", requests=1, losses=1),
+    LeaseSetup("one request, a clock is slow", requests=1, drifts=1),
 )
 SMALL_ELECTIONS = (
     ElectionSetup("election"),
@@ -26,6 +27,7 @@ LARGE_LEASES = (
     LeaseSetup("one request, a message is late", requests=1, late=1),
     LeaseSetup("one request, lost and doubled", requests=1, losses=1, duplicates=1),
     LeaseSetup("one request, pauses of 1 s", requests=1, pauses=4),
+    LeaseSetup("one request, a slow clock and a lost message", requests=1, drifts=1, losses=1),
     LeaseSetup("one request, any order of intervals", requests=1, ticks_at_once=False),
     LeaseSetup("one request in a guarantee, a message is lost", requests=1, guarantee=2, losses=1),
     LeaseSetup("two requests for one sequence", requests=2, limit=1, most_at_once=1),

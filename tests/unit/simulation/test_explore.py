@@ -58,7 +58,7 @@ def elections(setup: ElectionSetup) -> Found:
 def test_the_small_form_visits_every_state_and_finds_no_defect(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([]) == 0
     *lines, total = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert all("progress in" in line for line in lines)
     assert not any("stopped early" in line for line in lines)
     assert "0 worlds with a defect" in total
@@ -166,7 +166,7 @@ class ReadsFewHints(PoolLeader):
 def test_a_store_that_applies_late_messages_is_found() -> None:
     setup = LeaseSetup("", requests=1, late=3, duplicates=1, store=AppliesLateMessages)
     found = leases(setup)
-    assert found.problem == "the store has 1 sequences for b, which may use 2"
+    assert found.problem == "the store has 1 sequences for a, which may use 2"
     assert found.trace == [
         "a client sends a request to a",
         "message 1 of a (in use 0, wants 1) arrives and is doubled",
@@ -218,8 +218,15 @@ def test_a_sidecar_that_keeps_what_it_gave_up_is_found() -> None:
             return request
 
     found = leases(LeaseSetup("", requests=1, late=2, parts=Parts(sync=KeepsAll)))
-    assert found.problem == "the store has 1 sequences for b, which may use 2"
+    assert found.problem == "the store has 1 sequences for a, which may use 2"
     assert len(found.trace) == 9
+
+
+@pytest.mark.thorough
+def test_a_clock_that_falls_behind_by_more_than_the_margin_is_found() -> None:
+    found = leases(LeaseSetup("", requests=1, drifts=2, pauses=5))
+    assert found.problem == "a uses a lease that has expired in the store"
+    assert found.trace.count("0.25 s pass, but not on the clock of a") == 2
 
 
 def test_a_coordinator_that_leads_too_long_is_found() -> None:
