@@ -28,6 +28,9 @@ MOST_TEXT: Final = 128
 MOST_KINDS: Final = 1024
 """The most combinations of texts that are kept: about 1 MB. Beyond it, all are encoded again."""
 
+_FINISHED: Final = Ending.FINISHED
+_FINISHED_TEXT: Final = Ending.FINISHED.value
+
 
 class UsageRecorder:
     """Makes the records of one sidecar process."""
@@ -129,7 +132,7 @@ class UsageRecorder:
             output_tokens,
             cached_tokens,
             held_s if held_s > 0.0 else 0.0,
-            ending.value,
+            _FINISHED_TEXT if ending is _FINISHED else ending.value,
             is_estimated,
         )
         if slot >= 0 and self.open_requests is not None:

@@ -92,6 +92,7 @@ class Account:
         "limit_kv",
         "limit_sequences",
         "meter",
+        "models",
         "name",
         "plan",
         "planned_at",
@@ -157,7 +158,7 @@ class Account:
     def entitlement(self, entitlement: Entitlement) -> None:
         self._entitlement = entitlement
         guarantee, ceiling = entitlement.guarantee, entitlement.ceiling
-        self.name = entitlement.name
+        self.name, self.models = entitlement.name, entitlement.models
         self.guarantee_kv, self.guarantee_sequences = guarantee.kv_tokens, guarantee.concurrency
         self.ceiling_rate = ceiling.tokens_per_second
         self.ceiling_kv, self.ceiling_sequences = ceiling.kv_tokens, ceiling.concurrency

@@ -410,12 +410,16 @@ class OutputQuantile:
         self.observations += 1
         if len(order) >= self.ENOUGH:
             self._correct(output_tokens)
+        replaced = -1
         if len(order) == self._window:
-            del ranked[bisect_left(ranked, order.popleft())]
+            replaced = order.popleft()
             if self._lent:
                 self._lent -= 1
         order.append(output_tokens)
-        insort(ranked, output_tokens)
+        if replaced != output_tokens:
+            if replaced >= 0:
+                del ranked[bisect_left(ranked, replaced)]
+            insort(ranked, output_tokens)
         self._rank()
         self._certify()
 
