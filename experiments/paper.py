@@ -25,14 +25,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
 from experiments import scarcity
 from experiments.processes import backends, finished, load, lose, sidecars
 from experiments.shares import PhaseResult, by_phase, picture, table
 from loadgen.records import Run
 from loadgen.records import load as read_run
-from toolbox.pictures import drawing
+from toolbox.pictures import keep
 
 OUT = Path(__file__).parent.parent / "out" / "paper"
 FORMS = ("published", "four")
@@ -176,8 +174,7 @@ def _kept(form: str, system: scarcity.System, seed: int, weights: Mapping[str, f
     """The results of a recorded run, with its picture in the folder."""
     run_ = read_run(out / "run")
     made = picture(run_, weights, _HEADINGS[form], f"{system.name}, seed {seed}")
-    (out / "curves.json").write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=0))
-    (out / "curves.svg").write_text(drawing(made))
+    keep(made, out / "curves.svg")
     return result_of(form, system.name, run_, weights)
 
 

@@ -76,6 +76,7 @@ MODULES = (
     "tokenpool.admission.queue",
     "tokenpool.admission.rules",
     "tokenpool.capacity.room",
+    "tokenpool.capacity.shared_room",
     "tokenpool.capacity.slo_controller",
     "tokenpool.control.admission_control",
     "tokenpool.control.arrival",

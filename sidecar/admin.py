@@ -47,6 +47,8 @@ from tokenpool.pricing.learned_costs import LearnedCosts
 from tokenpool.quotas.budget import Budget
 from tokenpool.quotas.windows import text_of
 
+SNAPSHOT = "/snapshot"
+"""The route of a worker's part of the live page. Its request has a ``Wanted`` in msgpack."""
 PER_PIECE = 8
 """Entitlements in one piece of the state page: about 0.4 ms."""
 
@@ -92,6 +94,8 @@ class Admin:
         """The parts whose metrics are on the page, after those of requests and connections."""
         self.faults: list[Callable[[], Sequence[str]]] = []
         """Further notices while requests are served."""
+        self.is_worker = False
+        """Whether another process makes the live page of this one and of others."""
         self._engine_metrics = engine_metrics
         self._replication = replication
         """The exchange with the lease store; ``None`` for a lone sidecar."""
@@ -115,8 +119,16 @@ class Admin:
                 web.get("/debug/state", self.state),
             ]
         )
-        self.live.add_to(application)
+        if self.is_worker:
+            application.add_routes([web.get(SNAPSHOT, self._snapshot)])
+        else:
+            self.live.add_to(application)
         return application
+
+    async def _snapshot(self, request: web.Request) -> web.Response:
+        """The content of the live page, for the process that makes one of all workers."""
+        wanted = msgspec.msgpack.decode(await request.read(), type=Wanted)
+        return web.Response(body=msgspec.msgpack.encode(self.snapshot(wanted)))
 
     def _metrics_pieces(self) -> Iterator[str]:
         replication = self._replication

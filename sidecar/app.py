@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
+import os
 import random
 import resource
 import signal
@@ -17,7 +19,7 @@ from runtime.admin import PageServer
 from runtime.followed import Credentials, FollowedFiles
 from runtime.listening import BACKLOG, bound, listening
 from runtime.loopdelay import LoopDelay
-from runtime.options import Addresses, SettingsError
+from runtime.options import SettingsError
 from runtime.tls import Certificate
 from sidecar.admin import Admin
 from sidecar.configuration import Configuration, load
@@ -49,6 +51,7 @@ from sidecar.shared_limits import SharedLimits
 from sidecar.telemetry import Telemetry
 from sidecar.tracing.interface import Tracer
 from sidecar.usage_records import UsageRecords
+from sidecar.worker import Worker, pages_path, peers_at, store_path
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.capacity.model import CapacityModel
 from tokenpool.control.admission_control import AdmissionControl
@@ -59,6 +62,9 @@ from tokenpool.store import Store
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 0.5
+STATE_ROW_EVERY_S = 0.25
+LONGEST_START_S = 5.0
+"""A worker that replaces another one listens after these seconds at the latest, ready or not."""
 FINAL_WRITE_S = 1.0
 """Seconds for the last answers to be sent after draining."""
 
@@ -67,7 +73,8 @@ class Sidecar:
     """One running sidecar. ``start`` returns once both ports listen; ``stop`` drains.
 
     ``store`` is its lease store; without one, the settings name it. ``memory`` is the limit of its memory in
-    bytes. ``published`` is the published pool file, for settings without a pool file.
+    bytes. ``published`` is the published pool file, for settings without a pool file. ``worker`` is this
+    process, if it is one of several: then it shares the memory, the port and the engine with the others.
     """
 
     def __init__(
@@ -77,9 +84,11 @@ class Sidecar:
         *,
         memory: int | None = None,
         published: Configuration | None = None,
+        worker: Worker | None = None,
     ) -> None:
         configuration = published or load(settings)
-        self.memory_bounds = derive(settings, len(configuration.file.entitlements), memory)
+        self._worker = worker
+        self.memory_bounds = derive(settings, len(configuration.file.entitlements), memory, self._workers)
         self.settings = settings
         self.lifecycle = Lifecycle()
         self.telemetry = telemetry = Telemetry(settings.metrics_entitlements)
@@ -100,20 +109,13 @@ class Sidecar:
         self._shared: SharedLimits | None = None
         self.credentials = Credentials()
         """The files with credentials, which are read again when they change."""
-        if store is None and settings.has_store:
-            store, files = _store_of(settings, configuration.pool.name)
-            self.credentials.files.append(files)
+        if store is None:
+            store = self._open_store(configuration.pool.name)
         if store is not None:
             self._shared = SharedLimits(
-                settings, configuration, store, queue, self.engine, telemetry, self.lifecycle
+                settings, configuration, store, queue, self.engine, telemetry, self.lifecycle, worker
             )
-        self.control = AdmissionControl(
-            telemetry.clock(),
-            queue,
-            leases=self._shared.leases if self._shared is not None else None,
-            placement=self._shared.placement if self._shared is not None else None,
-            has_slo_feedback=settings.slo_feedback,
-        )
+        self.control = self._admission_control(queue)
         self._ports = self._shared.ports if self._shared is not None else LoopPorts(telemetry.clock)
         self.driver = Driver(
             self.control, self._ports, self._shared.sync if self._shared is not None else None
@@ -139,7 +141,9 @@ class Sidecar:
             random=random.Random(),
             quotas=self.quota_exchange.quotas,
         )
-        self.usage = UsageRecords(settings, store, self.controller.settlement, telemetry.clock, configuration)
+        self.usage = UsageRecords(
+            settings, store, self.controller.settlement, telemetry.clock, configuration, self._workers
+        )
         self.jwts = JwtService(telemetry.clock, time.time)
         self._identify(configuration)
         self.local_planner: LocalPlanner | None = None
@@ -156,7 +160,7 @@ class Sidecar:
         self.watcher = EngineWatcher(
             address,
             self.engine,
-            self.control.ledger,
+            self.control.load,
             poll_interval=settings.poll_interval,
             poll_timeout=settings.poll_timeout,
         )
@@ -188,6 +192,37 @@ class Sidecar:
         self._tasks: list[asyncio.Task[None]] = []
         self._servers: list[asyncio.Server | TlsServer] = []
 
+    @property
+    def _workers(self) -> int:
+        """The processes of this sidecar."""
+        return self._worker.workers if self._worker is not None else 1
+
+    def _admission_control(self, queue: AdmissionQueue) -> AdmissionControl:
+        """The decisions about requests, with what other sidecars and other workers share."""
+        made = AdmissionControl(
+            self.telemetry.clock(),
+            queue,
+            leases=self._shared.leases if self._shared is not None else None,
+            placement=self._shared.placement if self._shared is not None else None,
+            has_slo_feedback=self.settings.slo_feedback,
+        )
+        if self._worker is not None:
+            made.mates, made.mates_at = self._worker.room, peers_at(self._worker.folder)
+        return made
+
+    def _open_store(self, pool: str) -> Store | None:
+        """The lease store that the settings name, or else that of the supervisor; ``None`` without any."""
+        if self.settings.has_store:
+            store, files = store_of(self.settings, pool)
+            self.credentials.files.append(files)
+            return store
+        if self._worker is None:
+            return None
+        # Imported here: a single process needs no store.
+        from tokenpool.store.local import LocalStore  # noqa: PLC0415
+
+        return LocalStore(store_path(self._worker.folder), self.settings.store_timeout)
+
     def _admin(self) -> Admin:
         """The pages, with the metrics of all parts."""
         limits = self.local_planner or self.replication
@@ -211,6 +246,7 @@ class Sidecar:
             if each is not None
         ]
         admin.sources += [self.quota_exchange, self.credentials, self.usage, self.jwts]
+        admin.is_worker = self._worker is not None
         admin.faults += [self.usage.degraded, self.jwts.problems]
         return admin
 
@@ -260,10 +296,9 @@ class Sidecar:
         if self.manager.tracer is not None:
             self.manager.tracer.start()
         await self.jwts.start()
-        self._bound = await self._listen()
-        self.listens_on = self._bound[0]
-        admin_addresses = await self._pages.start(self.settings.admin, option="--admin")
-        self.admin_on = admin_addresses[0]
+        admin = await self._start_pages()
+        if self._worker is None or not self._worker.is_again:
+            await self._listen()
         if self.local_planner is not None:
             self.local_planner.tick(self.telemetry.clock())
             self._spawn(self.local_planner.run(self.settings.tick))
@@ -286,11 +321,16 @@ class Sidecar:
         ):
             self._spawn(work)
         self.usage.start()
+        if self._worker is not None:
+            self._share_room(self._worker)
+            if self._worker.is_again:
+                await self._until_ready()
+                await self._listen()
         log.info(
             "listening",
             extra={
                 "listen": str(self._bound),
-                "admin": str(admin_addresses),
+                "admin": admin,
                 "tls": self.certificate is not None,
                 "upstream": self.settings.upstream.url,
                 "pool": self.controller.pool.name,
@@ -299,23 +339,57 @@ class Sidecar:
             },
         )
 
-    async def _listen(self) -> Addresses:
-        sockets = listening(self.settings.listen)
-        addresses = bound(sockets)
+    async def _start_pages(self) -> str:
+        """Serve the admin pages. Returns the addresses."""
+        if self._worker is not None:
+            path = pages_path(self._worker.folder, self._worker.index)
+            await self._pages.start_at(path)
+            return str(path)
+        addresses = await self._pages.start(self.settings.admin, option="--admin")
+        self.admin_on = addresses[0]
+        return str(addresses)
+
+    def _share_room(self, worker: Worker) -> None:
+        """Answer the bell of this worker, and keep its row in the table fresh."""
+        self._spawn(self._state_row())
+        asyncio.get_running_loop().add_reader(worker.bell, self._rung, worker.bell)
+
+    def _rung(self, bell: int) -> None:
+        """Another worker has left room for a request that waits here."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(bell)
+        self.driver.serve()
+
+    async def _state_row(self) -> None:
+        while True:
+            self.driver.act()
+            await asyncio.sleep(STATE_ROW_EVERY_S)
+
+    async def _until_ready(self) -> None:
+        """Wait until requests can be served. Until then the other workers get all of them."""
+        deadline = self.telemetry.clock() + LONGEST_START_S
+        while self.admin.problems() and self.telemetry.clock() < deadline:
+            await asyncio.sleep(0.02)
+
+    async def _listen(self) -> None:
+        shared = self._worker
+        addresses = self.settings.listen if shared is None else shared.listen
+        sockets = listening(addresses, is_shared=shared is not None)
+        self._bound = bound(sockets)
+        self.listens_on = self._bound[0]
         if self.certificate is not None:
             server = TlsServer(self.manager, self.certificate, self.settings)
             self._servers.append(server)
             self.admin.sources.append(server)
             server.accept(sockets)
             self._spawn(self.certificate.watch.run())
-            return addresses
+            return
         loop = asyncio.get_running_loop()
         for each in sockets:
             plain = await loop.create_server(
                 lambda: ClientConnection(self.manager), sock=each, backlog=BACKLOG
             )
             self._servers.append(plain)
-        return addresses
 
     def reload(self) -> None:
         """Make the sidecar read the pool file, the certificate and the credentials again."""
@@ -380,6 +454,8 @@ class Sidecar:
             await self.replication.stop()
         if self.handover is not None:
             await self.handover.stop()
+        if self._worker is not None:
+            asyncio.get_running_loop().remove_reader(self._worker.bell)
         await self._pages.stop()
         await self._engine_metrics.close()
         self._upstream.close()
@@ -407,7 +483,7 @@ def _certificate_of(settings: Settings) -> Certificate | None:
     return Certificate(cert, key) if cert is not None and key is not None else None
 
 
-def _store_of(settings: Settings, pool: str) -> tuple[Store, FollowedFiles]:
+def store_of(settings: Settings, pool: str) -> tuple[Store, FollowedFiles]:
     """The lease store that the settings name, and the files that move it when they change."""
     # Imported here: a lone sidecar needs no client of Redis.
     from tokenpool.store.address import AddressInvalid, StoreFiles  # noqa: PLC0415
@@ -465,13 +541,16 @@ def raise_open_files(max_connections: int) -> None:
         )
 
 
-async def _first_file(settings: Settings, stopping: asyncio.Event) -> Configuration | None:
+async def _first_file(
+    settings: Settings, stopping: asyncio.Event, worker: Worker | None
+) -> Configuration | None:
     """The first published pool file; ``None`` if the sidecar is stopped before."""
     engine_address(settings)  # a key file that cannot be read is an error now
     assert settings.pool is not None
-    store, files = _store_of(settings, settings.pool)
+    pages = pages_path(worker.folder, worker.index) if worker is not None else None
+    store, files = store_of(settings, settings.pool)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, files.watch.request_reload)
-    waiting = asyncio.ensure_future(FirstFile(settings, settings.pool, store).wait())
+    waiting = asyncio.ensure_future(FirstFile(settings, settings.pool, store, pages).wait())
     following = asyncio.ensure_future(files.watch.run())
     stopped = asyncio.ensure_future(stopping.wait())
     try:
@@ -484,8 +563,17 @@ async def _first_file(settings: Settings, stopping: asyncio.Event) -> Configurat
         await store.close()
 
 
-async def serve(settings: Settings) -> None:
+def _supervisor_ended(living: int, stopping: asyncio.Event) -> None:
+    """Drain: without its supervisor, a worker has no lease store, and nothing starts it again."""
+    log.critical("the supervisor of this worker has ended")
+    asyncio.get_running_loop().remove_reader(living)
+    stopping.set()
+
+
+async def serve(settings: Settings, worker: Worker | None = None) -> None:
     """Run a sidecar until SIGTERM or SIGINT. SIGINT while it drains ends it at once; SIGHUP reloads.
+
+    ``worker`` is this process, if it is one of several.
 
     A second SIGTERM changes nothing: when kubelet restarts a native sidecar alone, the preStop hook signals
     first, and kubelet right after it.
@@ -494,13 +582,16 @@ async def serve(settings: Settings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    if worker is not None:
+        loop.add_reader(worker.supervisor, _supervisor_ended, worker.supervisor, stopping)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is something to reload
     published: Configuration | None = None
     if settings.config is None:
-        published = await _first_file(settings, stopping)
+        published = await _first_file(settings, stopping, worker)
         if published is None:
             return
     with collecting.postponed():  # saves a third of the time with 10,000 entitlements
-        sidecar = Sidecar(settings, memory=memory_limit.read(), published=published)
+        sidecar = Sidecar(settings, memory=memory_limit.read(), published=published, worker=worker)
     raise_open_files(sidecar.memory_bounds.connections)
     await sidecar.start()
     loop.add_signal_handler(signal.SIGHUP, sidecar.reload)

@@ -1,4 +1,4 @@
-"""Pictures of measurements as SVG: panels of lines above each other, over one horizontal axis. Pure.
+"""Pictures of measurements as SVG: panels of lines above each other, over one horizontal axis.
 
 A picture is a record, so it can be kept as JSON beside its drawing and be drawn again. The drawing needs no
 script, no style of a page and no library.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -43,6 +44,8 @@ class Panel(msgspec.Struct, frozen=True):
     """Whether each point is marked."""
     levels: tuple[float, ...] = ()
     """Values with a dashed horizontal line, such as a goal."""
+    ends: tuple[float, float] | None = None
+    """The range of the axis, which may begin above 0. Values outside are drawn at its ends."""
 
 
 class Phase(msgspec.Struct, frozen=True):
@@ -64,6 +67,36 @@ class Picture(msgspec.Struct, frozen=True):
     phases: tuple[Phase, ...] = ()
     is_log: bool = False
     """Whether the horizontal axis is logarithmic."""
+
+
+DIGITS = 4
+"""The decimal places of the values in a file."""
+
+
+def keep(picture: Picture, file: Path) -> None:
+    """Write the drawing to ``file``, and the picture as JSON beside it."""
+    kept = _rounded(picture)
+    file.with_suffix(".json").write_bytes(msgspec.json.encode(kept) + b"\n")
+    file.write_text(drawing(kept))
+
+
+def read(file: Path) -> Picture:
+    """The picture of a JSON file. Raises ``msgspec.DecodeError`` for another content."""
+    return msgspec.json.decode(file.read_bytes(), type=Picture)
+
+
+def _rounded(picture: Picture) -> Picture:
+    def rounded(line: Line) -> Line:
+        points = tuple(
+            (round(at, DIGITS), None if value is None else round(value, DIGITS)) for at, value in line.points
+        )
+        return msgspec.structs.replace(line, points=points)
+
+    panels = tuple(
+        msgspec.structs.replace(panel, lines=tuple(rounded(line) for line in panel.lines))
+        for panel in picture.panels
+    )
+    return msgspec.structs.replace(picture, panels=panels)
 
 
 class _Scale(NamedTuple):
@@ -143,6 +176,10 @@ def _panel(
     bottom = top + PANEL
     values = [value for line in panel.lines for _, value in line.points if value is not None]
     y, heights = _axis([*values, *panel.levels] or [0.0], panel.is_log, (bottom, top + 4))
+    if panel.ends is not None:
+        low, high = panel.ends
+        y = _Scale(low, high, bottom, top + 4, False)
+        heights = [low + tick for tick in nice_ticks(high - low) if low + tick <= high]
     parts = [_text(20, top - 10, panel.title, INK, size=13, weight=600)]
     for number, phase in enumerate(phases):
         left, right = x(phase.start), x(phase.end)
@@ -150,7 +187,6 @@ def _panel(
             f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{PANEL:.1f}"'
             f' fill="{BANDS[number % 2]}"/>'
         )
-        parts.append(_text(left + 4, top + 12, phase.name, FAINT, size=10))
     parts += [f'<path d="M{x(tick):.1f} {top:.1f}V{bottom:.1f}" stroke="{LINES}"/>' for tick in ticks]
     for tick in heights:
         parts.append(f'<path d="M{LEFT:g} {y(tick):.1f}H{WIDTH - RIGHT:g}" stroke="{LINES}"/>')
@@ -161,6 +197,10 @@ def _panel(
         )
     for line in panel.lines:
         parts += _curve(line, x, y, colours[line.name], has_dots=panel.has_dots)
+    # With a white edge, so that a curve behind a name does not hide it.
+    parts.append('<g stroke="#ffffff" stroke-width="3" paint-order="stroke">')
+    parts += [_text(x(phase.start) + 4, top + 12, phase.name, FAINT, size=10) for phase in phases]
+    parts.append("</g>")
     return parts
 
 

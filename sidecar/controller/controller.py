@@ -92,7 +92,7 @@ class Controller:
         self.pool = configuration.pool
         self._lifecycle = lifecycle
         self._restarts_seen = engine.restarts
-        control.room = engine.room
+        control.use_room(engine.room)
         now = telemetry.clock()
         self.pool_accounts = Accounts(control, configuration.file, configuration.pool, now)
         self._quotas = QuotaAccounts(control, quotas) if quotas is not None else None
@@ -527,7 +527,7 @@ class Controller:
     def connection_refused(self) -> None:
         """The engine refused a connection: it gets no request before its next successful health check."""
         self.engine.connection_refused()
-        self.control.engine_refused(self.engine.room)
+        self.control.use_room(self.engine.room)
         self.update_serving()
 
     def update_serving(self) -> None:

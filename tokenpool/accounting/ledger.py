@@ -146,7 +146,13 @@ class Ledger:
             account.meter.residence.observe(held_s)
             for group in ticket.groups:
                 group.meter.residence.observe(held_s)
-            account.pricer.learn(ticket.ask, spent, ticket.cost, ran_here=ticket.place is None)
+            account.pricer.learn(
+                ticket.ask,
+                spent,
+                ticket.cost,
+                ran_here=ticket.place is None,
+                running=round(account.concurrency_in_use),
+            )
 
     def _charge(self, ticket: Ticket, tokens: float) -> None:
         if ticket.surplus is not None:

@@ -31,6 +31,9 @@ from tokenpool.quotas.messages import QuotaAnswer, QuotaMessage
 from tokenpool.quotas.quotas import Crossed, Quotas
 
 NOTHING_SPENT = Usage(0, 0)
+MOST_ROUNDS = 8
+"""The most requests that one event admits because other workers have left room to them. The next event admits
+more."""
 
 
 class Waiter(Protocol):
@@ -70,6 +73,9 @@ class Ports(Protocol):
 
     def cancel(self, ask: PeerAsk) -> None:
         """The request of an ask needs no room any more. No answer to the ask may follow."""
+
+    def ring(self, worker: int) -> None:
+        """Let another worker of this sidecar ``serve``: a request that waits there may have room."""
 
     def failed(self, what: str, error: Exception) -> None:
         """Log the failure of one step by a defect. The other steps continue."""
@@ -152,6 +158,8 @@ class Driver:
         control, sync = self.control, self.sync
         if control.has_effects:
             self._perform()
+        if control.mates is not None:
+            self._share_room(control.mates.index)
         if sync is not None and sync.is_message_due:
             self._send(self._ports.now())
         if control.quota_waits is not None and control.quota_waits.quotas.is_due:
@@ -177,6 +185,19 @@ class Driver:
                     self._start(self._to_start.pop(0))
         finally:
             self._is_acting = False
+
+    def _share_room(self, own: int) -> None:
+        """State this worker's use of the engine, and let the request that comes first take free room."""
+        for _ in range(MOST_ROUNDS):
+            worker = self.control.share_room(self._ports.now())
+            if worker is None:
+                return
+            if worker != own:
+                self._ports.ring(worker)
+                return
+            self.control.serve(self._ports.now())
+            if self.control.has_effects:
+                self._perform()
 
     def _end(self, ticket: Ticket) -> None:
         if ticket.ending is not None:

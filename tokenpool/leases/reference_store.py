@@ -175,10 +175,11 @@ class _Holder:
 class ReferenceLeaseStore:
     """The lease store of one pool in the memory of one process."""
 
-    def __init__(self, now: float, lifetime_s: float) -> None:
+    def __init__(self, now: float, lifetime_s: float, *, is_first: bool = False) -> None:
+        """``is_first`` states that no holder runs yet, so that the store is open until the first silence."""
         self._lifetime_s = lifetime_s
-        self._opens_at = now + lifetime_s
-        self._heard_at = now
+        self._opens_at = now if is_first else now + lifetime_s
+        self._heard_at = math.inf if is_first else now
         self._published_at = -math.inf
         self._limits: dict[str, Limit] = {}
         self._terms = IdleTerms()

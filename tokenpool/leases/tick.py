@@ -64,6 +64,16 @@ class Tick:
     unreadable: Sequence[str] = ()
     """Sidecars with a report that could not be decoded. Their engines do not count."""
 
+    @property
+    def engines(self) -> int:
+        """The number of engines. Each worker of a sidecar is a part of one."""
+        return round(sum(1 / max(report.workers, 1) for report in self.sidecars.values()))
+
+    @property
+    def engines_up(self) -> int:
+        """The number of engines that answer."""
+        return round(sum(report.engine_up / max(report.workers, 1) for report in self.sidecars.values()))
+
 
 def tick(
     snapshot: PoolSnapshot,

@@ -13,7 +13,7 @@ claim a plan took a fifth more instructions.
 The model is Leontief's: the requests of an entitlement use all dimensions in the proportions of its demand.
 So an allocation is a share ``x`` of the demand vector, from 0 to 1. It is never less than the part of the
 guarantee that is in demand. A ceiling in one dimension scales the whole vector, so no entitlement gets
-capacity that it cannot use. ``filling`` finds the shares, or ``tree_filling`` if the pool has groups.
+capacity that it cannot use. ``filling`` finds the shares.
 
 Groups form a tree. Stages 2 and 3 divide at each level of it. The ceiling of a group bounds its members
 together. In stage 1 its members with demand also get the part of its guarantee that is beyond theirs.
@@ -27,10 +27,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Tier
 from tokenpool.planning.claims import Claim, FairShare, GroupClaim, Share
+from tokenpool.planning.curves import GroupNode
 from tokenpool.planning.filling import Filling
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.planning.tree import Tree
-from tokenpool.planning.vectors import DIMENSIONS, EPSILON, Vector, counted, dominant_shares, larger, smaller
+from tokenpool.planning.vectors import (
+    DIMENSIONS,
+    EPSILON,
+    ZERO,
+    Vector,
+    counted,
+    dominant_shares,
+    larger,
+    smaller,
+)
 
 _ALL = 1 - EPSILON
 """A claim with this part of its demand is satisfied."""
@@ -130,14 +140,17 @@ class _Stage:
         """By group with a ceiling: the room that all stages leave below it."""
         if tree is not None:
             tree.place([claim.group for claim in claims])
-        self._capacity = capacity
+        self.capacity = capacity
+        self.top = GroupNode("", None)
+        """The top of a tree without groups."""
+        self.top.claims = list(range(len(claims)))
         self.weights = [claim.weight for claim in claims]
         self.priorities = [claim.priority for claim in claims]
         self.demands = [_within_ceiling(claim) for claim in claims]
         self.dominants = dominant_shares(self.demands, capacity)
         """The largest share of capacity in each demand."""
         self.guarantees = [
-            smaller(counted(claim.guarantee.values()), demand)
+            ZERO if claim.guarantee == NOTHING else smaller(counted(claim.guarantee.values()), demand)
             for claim, demand in zip(claims, self.demands, strict=True)
         ]
         self.held: list[Vector] = []
@@ -150,7 +163,7 @@ class _Stage:
 
     def grant(self, left: Vector) -> Vector:
         """Compute the grants after the filling; returns the rest of ``left``."""
-        capacity = self._capacity
+        capacity = self.capacity
         self._granted = [
             smaller(larger((a * part, b * part, c * part), held), capacity)
             for (a, b, c), held, part in zip(self.demands, self.held, self.parts, strict=True)
@@ -229,7 +242,7 @@ class _Stage:
             if has_floor:
                 whole = larger(whole, smaller(claim.floor.values(), ceiling))
             headed = (tokens + more_tokens, cache + more_cache, sequences + more_sequences)
-            limit, assured = larger(smaller(headed, self._capacity), whole), NOTHING
+            limit, assured = larger(smaller(headed, self.capacity), whole), NOTHING
             if claim.tier is Tier.SPOT:
                 limit = smaller(limit, ceiling)
             else:
@@ -245,7 +258,7 @@ class _Stage:
             claim.name: FairShare(share, is_satisfied, None if is_satisfied else bound)
             for claim, share, is_satisfied, bound in zip(
                 self.claims,
-                dominant_shares(self._granted, self._capacity),
+                dominant_shares(self._granted, self.capacity),
                 self.are_satisfied,
                 self.bounds(),
                 strict=True,
@@ -256,8 +269,10 @@ class _Stage:
 def _fill(stage: _Stage, left: Vector) -> Vector:
     """Run stage 2 or 3 for some claims; returns the capacity that is left."""
     if stage.tree is None:
-        filling = Filling(stage.demands, stage.held, stage.dominants, stage.weights, left)
-        stage.parts = filling.run()
+        stage.top.limit_to(left)
+        filling = Filling(stage.demands, stage.held, stage.dominants, stage.weights, stage.capacity)
+        filling.fill(stage.top)
+        stage.parts = filling.parts
     else:
         stage.parts = stage.tree.fill(left)
     tokens, cache, sequences = stage.grant(left)
@@ -290,7 +305,11 @@ def _assure_guarantees(stages: Iterable[_Stage], capacity: Vector) -> None:
         promised = math.fsum([held[k] for stage in stages for held in stage.held])
         if promised > capacity[k]:
             scale[k] = capacity[k] / promised
-    a, b, c = scale
     if min(scale) < 1:
         for stage in stages:
-            stage.held[:] = [(x * a, y * b, z * c) for x, y, z in stage.held]
+            stage.held[:] = [ZERO if held is ZERO else _scaled(held, scale) for held in stage.held]
+
+
+def _scaled(vector: Vector, factors: Sequence[float]) -> Vector:
+    (a, b, c), (x, y, z) = vector, factors
+    return (a * x, b * y, c * z)

@@ -108,6 +108,7 @@ _COST: Final = (
     "kv_tokens",
     "cached_tokens",
     "expert",
+    "predicted",
 )
 
 
@@ -125,6 +126,7 @@ class Cost:
         kv_tokens: int,
         cached_tokens: int = 0,
         expert: int = 0,
+        predicted: int = 0,
     ) -> None:
         self.input_tokens = input_tokens
         """Input tokens over all prompts. Each prompt counts once, because its sequences share the prefill."""
@@ -142,6 +144,8 @@ class Cost:
         """The depth of the expert that estimated the output: the number of the request's prefixes on its
         path. 0 means the learned costs of the route and model. ``Ask.target`` and ``Ask.prefixes`` complete
         the path."""
+        self.predicted = predicted
+        """The output of one sequence that this expert predicted, before the request's bound. 0: not known."""
 
     def _key(self) -> tuple[object, ...]:
         return tuple([getattr(self, name) for name in _COST])
@@ -154,6 +158,10 @@ class Cost:
 
     def __repr__(self) -> str:
         return f"Cost{self._key()}"
+
+    def changed(self, **changes: Any) -> Cost:
+        """The same cost with other values of some fields."""
+        return Cost(**({name: getattr(self, name) for name in _COST} | changes))
 
 
 class Usage(NamedTuple):
@@ -220,7 +228,7 @@ class Pricer:
         if ask.images or ask.audios:
             input_tokens += ask.images * pricing.image_tokens + ask.audios * pricing.audio_tokens
         cached_tokens = depth = 0
-        expected = learned.output.value
+        expected = predicted = learned.output.value
         if prefixes:
             nodes = self._experts.of(ask.target)
             if nodes is not None:
@@ -231,7 +239,7 @@ class Pricer:
                         if not cached_tokens:
                             cached_tokens = node.cached_tokens
                         if node.is_certified:
-                            expected = node.reserve
+                            expected = predicted = node.reserve
                             break
                         if node.reserve > raised:
                             raised = node.reserve
@@ -257,6 +265,7 @@ class Pricer:
             blocks * block_size * sequences,
             cached_tokens,
             depth,
+            predicted,
         )
 
     def _kept(self, text_tokens: int, ask: Ask, window: int | None) -> int:
@@ -293,8 +302,12 @@ class Pricer:
         """The usage of a request that ended early: its input, and the output tokens that were relayed."""
         return Usage(cost.input_tokens, relayed_tokens, cost.cached_tokens)
 
-    def learn(self, ask: Ask, usage: Usage, cost: Cost | None = None, *, ran_here: bool = True) -> None:
+    def learn(
+        self, ask: Ask, usage: Usage, cost: Cost | None = None, *, ran_here: bool = True, running: int = 0
+    ) -> None:
         """Learn from a request that an engine finished, and that was priced at ``cost``.
+
+        ``running`` is the number of sequences of the entitlement that were priced and have not ended.
 
         The learned costs of its route and model learn from it. So do all experts on the path of its prefixes.
         The engines of a pool run the same model, so input and output of all of them count. The cached tokens
@@ -308,15 +321,18 @@ class Pricer:
         if ask.tools:
             text_tokens -= ask.tools * self._pricing.tool_tokens
         learners = self._learned_by_target.learners_of(target)
+        depth, predicted = (cost.expert, cost.predicted) if cost is not None else (0, 0)
         for learned in learners:
             if bound != 0:
-                learned.output.observe(output)
+                own = learned is learners[0] and depth == 0
+                learned.output.observe(output, predicted if own else 0, running)
             if is_text:
                 learned.input.observe(ask.text_bytes / prompts, text_tokens / prompts)
         expert_output = output if bound != 0 else None
         count = learners[0].observations
         cached_tokens = cached if ran_here else None
-        self._experts.observe(target, ask.prefixes, count, expert_output, cached_tokens)
+        priced_by = (depth, predicted)
+        self._experts.observe(target, ask.prefixes, count, expert_output, cached_tokens, priced_by, running)
         if cost is not None and bound != 0:
             self.coverage.observe(is_missed=output_tokens > cost.output_tokens)
             self._reserved = self._reserved * RATIO_DECAY + cost.output_tokens

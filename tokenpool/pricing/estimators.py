@@ -273,6 +273,13 @@ class OutputQuantile:
     change of mix late, and more outputs exceed it than promised. An output equal to the value does not move
     the rank, because with equal outputs no output exceeds the value.
 
+    The errors of two values count: of the value at the pricing of the request, and of the value at its end.
+    The first is the reservation that was made. Of requests that arrive together, the shortest ends first. So
+    the longest ends last, and raises the rank just before the next ones are priced. With the value at the end
+    alone, 92.5 % of the outputs of a trace with such arrivals were covered instead of 90 %. But while many
+    requests run, all of them were priced before the rank could follow, and each of them would correct it once
+    more. With 93 running requests, 85 % were covered. So the first weighs 64 / (64 + running requests).
+
     Until it has observed ``ENOUGH`` outputs, the value is ``PRIOR``. A small number admits rather too many
     requests, and a running request that exceeds its reservation extends it.
 
@@ -288,6 +295,8 @@ class OutputQuantile:
     - The share of misses among the predictions is at most the promised one plus ``MARGIN``.
     """
 
+    MANY_RUNNING: Final = 64
+    """With so many running requests, the value at the pricing and the value at the end have equal weights."""
     MARGIN: Final = 0.02
     """The tolerance of the promised coverage. The tracked rank stays within 0.009 of it (see the table), so
     a steady workload keeps its certificate."""
@@ -403,13 +412,17 @@ class OutputQuantile:
         self._rank()
         self._certify()
 
-    def observe(self, output_tokens: int) -> None:
-        """Learn the length of one finished sequence."""
+    def observe(self, output_tokens: int, predicted: int = 0, running: int = 0) -> None:
+        """Learn the length of one finished sequence.
+
+        ``predicted`` is the value at its pricing; 0 if it is not known. ``running`` is the number of requests
+        that were priced and have not ended.
+        """
         order, ranked = self._order, self._sorted
         output_tokens = 1 if output_tokens < 1 else min(output_tokens, self.MOST)
         self.observations += 1
         if len(order) >= self.ENOUGH:
-            self._correct(output_tokens)
+            self._correct(output_tokens, predicted, running)
         replaced = -1
         if len(order) == self._window:
             replaced = order.popleft()
@@ -441,15 +454,23 @@ class OutputQuantile:
         elif output_tokens > self.value:
             self.observe(output_tokens)
 
-    def _correct(self, output_tokens: int) -> None:
-        quantile = self._quantile
-        self.coverage.observe(is_missed=output_tokens > self.value)
+    def _correct(self, output_tokens: int, predicted: int, running: int) -> None:
+        value = self.value
+        if not predicted:
+            predicted = value
+        self.coverage.observe(is_missed=output_tokens > predicted)
         if self._own_predictions < Coverage.WINDOW:
             self._own_predictions += 1
-        if output_tokens > self.value:
-            self._level = min(self._level + self.GAIN * quantile, 1.0)
-        elif output_tokens < self.value:
-            self._level = max(self._level - self.GAIN * (1 - quantile), self._lowest())
+        then = self.MANY_RUNNING / (self.MANY_RUNNING + running)
+        move = then * self._error(output_tokens, predicted) + (1.0 - then) * self._error(output_tokens, value)
+        level = self._level + self.GAIN * move
+        self._level = min(max(level, self._lowest()), 1.0)
+
+    def _error(self, output_tokens: int, value: int) -> float:
+        """How far a prediction of ``value`` moves the rank: up if the output exceeds it, else down."""
+        if output_tokens > value:
+            return self._quantile
+        return self._quantile - 1.0 if output_tokens < value else 0.0
 
     def _lowest(self) -> float:
         return max(self._quantile - self.LEEWAY, 0.0)

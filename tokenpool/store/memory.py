@@ -31,9 +31,12 @@ from tokenpool.quotas.reference import ReferenceQuotaStore
 class MemoryStore:
     """A store that ends with its process. It adds a clock and the delivery of pushes to the rules."""
 
-    def __init__(self, lifetime_s: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, lifetime_s: float, clock: Callable[[], float] = time.time, *, is_first: bool = False
+    ) -> None:
+        """``is_first`` states that no holder runs yet, so that the store grants leases at once."""
         self._clock = clock
-        self.rules = ReferenceLeaseStore(clock(), lifetime_s)
+        self.rules = ReferenceLeaseStore(clock(), lifetime_s, is_first=is_first)
         self.quota_rules = ReferenceQuotaStore(lifetime_s)
         self.feed = CredentialFeed()
         self._listeners: dict[str, asyncio.Queue[Push]] = {}

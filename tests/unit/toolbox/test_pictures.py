@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolbox.pictures import HEAD, PANEL, TITLE, Line, Panel, Phase, Picture, drawing
+from toolbox.pictures import HEAD, PANEL, TITLE, Line, Panel, Phase, Picture, drawing, keep, read
 
 
 def made(
@@ -47,6 +48,16 @@ def test_a_logarithmic_axis_leaves_out_zero_and_spaces_factors_evenly() -> None:
     assert one - two == pytest.approx(two - four, abs=0.2)
 
 
+def test_a_given_range_may_begin_above_zero_and_keeps_values_inside() -> None:
+    panel = Panel("covered", (Line("a", ((0, 70.0), (1, 80.0), (2, 90.0), (3, 99.0))),), has_dots=True)
+    picture = made(panels=(msgspec.structs.replace(panel, ends=(80.0, 100.0)),))
+    below, low, middle, above = heights(drawing(picture))
+    assert below == low > middle > above
+    assert ">90</text>" in drawing(picture)
+    assert ">0</text>" in drawing(picture)  # of the horizontal axis only
+    assert ">40</text>" not in drawing(picture)
+
+
 def test_names_are_escaped() -> None:
     text = drawing(made((0, 1.0), name="<b>&", phases=(Phase("<i>", 0, 1),)))
     assert "&lt;b&gt;&amp;" in text
@@ -60,9 +71,20 @@ def test_a_picture_survives_json() -> None:
     assert drawing(again) == drawing(picture)
 
 
+def test_a_kept_picture_is_drawn_again_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "made.svg"
+    keep(made((0, 1 / 3), (1, None), phases=(Phase("peak", 0, 1),)), file)
+    again = read(file.with_suffix(".json"))
+    assert again.panels[0].lines[0].points == ((0, 0.3333), (1, None))
+    assert drawing(again) == file.read_text()
+
+
 @given(
     st.lists(
-        st.tuples(st.floats(0, 1e6), st.none() | st.floats(-1e9, 1e9, allow_subnormal=False)), max_size=20
+        st.tuples(
+            st.floats(0, 1e6, allow_subnormal=False), st.none() | st.floats(-1e9, 1e9, allow_subnormal=False)
+        ),
+        max_size=20,
     ),
     st.booleans(),
     st.booleans(),

@@ -49,6 +49,17 @@ def test_capacity_is_the_sum_over_all_engines() -> None:
     assert made.limits["a"].assured_concurrency == 24
 
 
+def test_the_workers_of_a_sidecar_are_one_engine() -> None:
+    part = encode_report(SidecarReport(REPLICA * 0.25, REPLICA, True, workers=4))
+    down = encode_report(SidecarReport(NOTHING, REPLICA, False))
+    reports = {f"s/{worker}": part for worker in range(4)} | {"lone": down}
+
+    made = tick(PoolSnapshot({}, reports, 1, True), ONLY, None)
+
+    assert (made.engines, made.engines_up) == (2, 1)
+    assert (made.plan.capacity, made.replica) == (REPLICA, REPLICA)
+
+
 def test_the_limit_of_a_group_is_its_ceiling_and_keeps_its_debt() -> None:
     groups = (
         Group("capped", "pool", ceiling=Amount(math.inf, math.inf, 3)),

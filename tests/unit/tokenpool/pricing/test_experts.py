@@ -388,3 +388,32 @@ def test_the_least_recently_used_candidate_is_replaced() -> None:
     trie.see(0, cached=16)
     trie.see(OTHER, cached=16)
     assert (trie.cached(0), trie.cached(1), trie.experts.candidates) == (16, 0, MOST_CANDIDATES)
+
+
+def test_the_expert_that_priced_a_request_is_corrected_by_its_own_prediction() -> None:
+    pricer = two_templates()
+    ask = Ask(text_bytes=2000, target=CHAT, prefixes=(OTHER,))
+    cost = pricer.price(ask, OPEN)
+    assert (cost.expert, cost.predicted) == (1, 500)
+    nodes = pricer.experts.of(CHAT)
+    assert nodes is not None
+    expert, route = nodes[OTHER].output, pricer.overall.output
+    assert expert is not None
+    before, route_before = expert.level, route.level
+    pricer.learn(ask, Usage(500, 500), cost.changed(predicted=400))
+    assert expert.level > before  # its prediction was exceeded, though its value is not
+    assert route.level <= route_before  # the route did not price the request
+
+
+def test_a_raised_price_is_not_the_prediction_of_the_route() -> None:
+    """A prefix without a certificate raises the reservation. The route itself has predicted less."""
+    pricer = Pricer(entitlement(), Pricing())
+    for number in range(60):
+        teach(pricer, (2000 + number,), 10)
+    for output in range(400, 409):
+        teach(pricer, (SHORT,), output)
+        teach(pricer, (OTHER,), 10, times=30)
+    cost = pricer.price(Ask(text_bytes=2000, target=CHAT, prefixes=(SHORT,)), OPEN)
+    assert cost.expert == 0
+    assert cost.output_tokens >= 400
+    assert cost.predicted == pricer.overall.output.value < 400
