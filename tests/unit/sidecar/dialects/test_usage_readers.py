@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.dialects.stream_reader import FingerprintField, StreamReader
-from sidecar.dialects.usage_readers import BodyReader, ResponseReader
+from sidecar.dialects.usage_readers import BodyReader, OtherBodyReader, ResponseReader
 from tests.fakes.scripted_engine import DONE, FINISH_EVENT, token_event, usage_event
 from tokenpool.pricing.cost import Usage
 
@@ -269,8 +269,7 @@ ANSWERS = st.fixed_dictionaries(
 @given(answer=ANSWERS)
 def test_the_usual_form_is_read_as_any_other_form(answer: dict[str, object]) -> None:
     body = json.dumps(answer).encode()
-    usual, any_form = BodyReader(), BodyReader()
-    any_form._is_response = True  # every form of a response is decoded in steps
+    usual, any_form = BodyReader(), OtherBodyReader()
     run(usual, [body])
     run(any_form, [body])
 
