@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "cli": {"coordinator", "dashboard", "loadgen", "runtime", "simulation", "tokenpool"},
     "monitoring": set(),
     "toolbox": {"loadgen"},
-    "simulation": {"loadgen", "tokenpool", "toolbox"},
+    "simulation": {"coordinator", "loadgen", "tokenpool", "toolbox"},
     "loadgen": {"runtime", "tokenpool"},
     "demo": {"toolbox"},
     "experiments": {"loadgen", "demo", "tokenpool", "toolbox"},
