@@ -1,7 +1,7 @@
 """Runs the unit tests of the sidecar, the domain and the runtime on every Python that the package claims.
 
-For each classifier of pyproject.toml, ``python -m tests.pythons`` finds ``pythonX.Y`` on the PATH or in pyenv.
-It makes an environment of its own for each in ``out/pythons``. A claimed Python that is missing is an error.
+It finds ``pythonX.Y`` on the PATH or in pyenv for each classifier of pyproject.toml, and makes an
+environment for it in ``out/pythons``. A claimed Python that is missing is an error.
 """
 
 from __future__ import annotations
