@@ -37,6 +37,7 @@ def test_the_short_form_measures_every_column_and_calls_add_up(tmp_path: Path) -
     assert ours["guaranteed_refused"] < ours["guaranteed"] / 4
     assert ours["ttft_p99_s"] < alone["ttft_p99_s"]
     assert ours["jain"] > 0.7
+    assert 0.5 < ours["used"] <= 1
     text = (tmp_path / "results.md").read_text()
     assert "| **tokenpool** |" in text
     assert "- CPU per request, ms: first is tokenpool" in text
