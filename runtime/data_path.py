@@ -58,6 +58,7 @@ MODULES = (
     "sidecar.proxy.tls",
     "sidecar.proxy.upstream",
     "sidecar.proxy.waiting",
+    "sidecar.proxy.write_batch",
     "sidecar.telemetry",
     "sidecar.tracing.interface",
     "sidecar.usage.open_requests",

@@ -97,7 +97,7 @@ class Controller:
         self.pool_accounts = Accounts(control, configuration.file, configuration.pool, now)
         self._quotas = QuotaAccounts(control, quotas) if quotas is not None else None
         if self._quotas is not None:
-            self._quotas.configure(self.pool_accounts.by_name, configuration.file.groups_of(self.pool.name))
+            self._quotas.configure(self.pool_accounts.by_name, self.pool_accounts.groups)
         self.epoch = self.pool_accounts.epoch
         """Rises with each pool file. A cached head is valid within one epoch."""
         self._telemetry = telemetry
@@ -138,11 +138,19 @@ class Controller:
         self.pool_accounts.configure(configuration.file, configuration.pool, self._telemetry.clock())
         self.epoch = self.pool_accounts.epoch
         self.pool = configuration.pool
+        accounts = self.pool_accounts
         if self._quotas is not None:
-            self._quotas.configure(self.pool_accounts.by_name, configuration.file.groups_of(self.pool.name))
+            self._quotas.configure(accounts.by_name, accounts.groups, accounts.changed, accounts.removed)
         self.authenticator.keys = configuration.keys
         self.authenticator.administrators = configuration.administrators
-        self._telemetry.follow(self.accounts, self.control.ledger, self.control.active, self.pool.name)
+        self._telemetry.follow(
+            accounts.by_name,
+            self.control.ledger,
+            self.control.active,
+            self.pool.name,
+            accounts.changed,
+            accounts.removed,
+        )
 
     def refresh(self, account: Account, now: float) -> None:
         """Bring the limits of an idle account up to date, before they are shown."""

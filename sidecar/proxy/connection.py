@@ -21,7 +21,7 @@ from sidecar.proxy.answers import refusal_bytes
 from sidecar.proxy.bounds import LARGE_BODY, REQUEST_BYTES
 from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.proxy.connection_state import IllegalTransition, Life, Phase, Serving
-from sidecar.proxy.exchange import Exchange
+from sidecar.proxy.exchange import Client, Exchange
 from sidecar.proxy.head_cache import CachedHead
 from sidecar.proxy.head_policy import CachedRequest, Request
 from sidecar.proxy.heads import RequestHead
@@ -42,7 +42,7 @@ _EXCHANGING: Final = Serving.EXCHANGING
 _NEVER_ENDS: Final = math.inf
 
 
-class ClientConnection(ReceivingConnection):
+class ClientConnection(ReceivingConnection, Client):
     """One client connection."""
 
     __slots__ = (
@@ -91,7 +91,9 @@ class ClientConnection(ReceivingConnection):
 
     def data_received(self, data: bytes) -> None:
         """asyncio: the client sent bytes."""
-        parser = self._parser
+        batch, parser = self._manager.batch, self._parser
+        if not batch.is_empty:
+            batch.write()
         if parser.has_ended:
             self._drop(len(data))
         elif parser.phase is _IDLE and not self._unparsed and self._exchange is None and not self._pending:
@@ -406,6 +408,7 @@ class ClientConnection(ReceivingConnection):
     def on_cut(self) -> None:
         """The response cannot be completed: close the connection."""
         self._serve_nothing()
+        self.write_unsent()
         if self._transport is not None:
             self._transport.abort()
 

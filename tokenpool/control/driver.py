@@ -288,7 +288,8 @@ class Driver:
             except Exception as error:
                 # The messages are sent nevertheless: without renewals, all leases would expire.
                 self._ports.failed("the tick of the leases failed", error)
-            self._send(self._ports.now())
+            while self._send_one(self._ports.now()):
+                yield
 
     def answered(self, message: Message, answer: Answer) -> None:
         """The lease store answered a message."""
@@ -394,11 +395,20 @@ class Driver:
         return ReplicaRoom(room.kv_tokens, room.sequences, room.tokens_spent, room.address, cached)
 
     def _send(self, now: float) -> None:
+        """Send all due messages to the lease store."""
+        while self._send_one(now):
+            pass
+
+    def _send_one(self, now: float) -> bool:
+        """Send the next due message. Returns whether there was one."""
         if self.sync is None or self._is_stopped:
-            return
+            return False
         try:
-            for message in self.sync.messages(now):
+            message = self.sync.next_message(now)
+            if message is not None:
                 self._ports.send_message(replace(message, room=self._room(now)))
         except Exception as error:
             # A defect must not reach the request that is being served: the next interval tries again.
             self._ports.failed("a message to the lease store could not be made", error)
+            return False
+        return message is not None
