@@ -4,7 +4,7 @@ export SIDECARS
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test unit integration e2e unit-compiled coverage containers fuzz sim bench experiments soak engine \
+.PHONY: help demo check format test unit integration e2e unit-compiled coverage containers fuzz sim bench experiments peers soak engine \
   compiled release wheel clean
 
 # The compiled data path is in a tree of its own, as pip installs it. Only commands that name the tree use it, so an
@@ -58,6 +58,10 @@ bench: compiled ## measure the proxy and its peers nginx, Envoy and aiohttp in o
 
 experiments: compiled engine ## measure guarantees in overload and fairness in scarcity on vLLM; EXPERIMENTS="--seeds 1 --short"
 	$(COMPILED) $(BIN)/python -m experiments $(EXPERIMENTS)
+
+peers: compiled ## compare with LiteLLM, Envoy and Rust routers under the same loads; an hour; PEERS="--seeds 1 --seconds 10"
+	$(BIN)/python -m experiments peers --install
+	$(COMPILED) $(BIN)/python -m experiments peers $(PEERS)
 
 soak: compiled engine ## run two real engines at half load for half an hour with faults; checks memory and counts
 	$(COMPILED) $(BIN)/python -m experiments soak $(EXPERIMENTS)

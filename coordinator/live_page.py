@@ -108,15 +108,15 @@ def _leading(leader: PoolLeader) -> str:
 
 
 def _replicas(leader: PoolLeader, state: PoolState, now: float) -> Replicas:
-    sidecars, published = state.tick.sidecars, leader.hint()
+    published = leader.hint()
     if published is None:
         desired, reason = None, leader.hints.problem(now)
     else:
         desired = published.hint.replicas
         reason = f"{published.hint.reason}; computed {leader.hints.age_s(now):.0f} s ago"
     return Replicas(
-        sidecars=len(sidecars),
-        engines_up=sum(report.engine_up for report in sidecars.values()),
+        sidecars=state.tick.engines,
+        engines_up=state.tick.engines_up,
         least=leader.pool.min_replicas,
         most=leader.pool.max_replicas,
         desired=desired,

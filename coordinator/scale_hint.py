@@ -50,7 +50,7 @@ class HintMaker:
         need = needed_replicas(pool, entitlements, promised, fresh, made.replica, self._settings, groups)
         if need is None:
             return None
-        running = min(len(made.sidecars), pool.max_replicas)
+        running = min(made.engines, pool.max_replicas)
         hint = self._stabiliser.follow(need, now, running=running)
         state = self._stabiliser.state(now)
         return PublishedHint(hint, pool.min_replicas, pool.max_replicas, state)

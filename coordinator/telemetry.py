@@ -119,8 +119,8 @@ class Telemetry(Collector):
             for dimension in Dimension:
                 capacity.add_metric((name, dimension.value), state.tick.plan.capacity.get(dimension))
                 over.add_metric((name, dimension.value), float(dimension in state.overpromised))
-            sidecars.add_metric((name,), len(state.tick.sidecars))
-            engines.add_metric((name,), sum(s.engine_up for s in state.tick.sidecars.values()))
+            sidecars.add_metric((name,), state.tick.engines)
+            engines.add_metric((name,), state.tick.engines_up)
             seconds.add_metric((name,), state.took_s)
         yield from (desired, reason, age, sidecars, engines, capacity, over, seconds)
 

@@ -28,18 +28,21 @@ from experiments import (
     hostile,
     one_pool,
     overload,
+    paper,
     pool,
     prefix_caches,
     prices,
     quotas,
     scarcity,
     soak,
+    traces,
     usage,
     what_if,
     workloads,
 )
 from experiments.attacks import KINDS
 from experiments.instruments import command as instruments
+from experiments.peers import command as peers
 from loadgen.records import machine, versions
 from toolbox.processes import module
 
@@ -54,8 +57,11 @@ SEPARATE = {
     "coverage": coverage.main,
     "instruments": instruments.main,
     "one-pool": one_pool.main,
+    "paper": paper.main,
+    "peers": peers.main,
     "prefix-caches": prefix_caches.main,
     "quotas": quotas.main,
+    "traces": traces.main,
     "usage": usage.main,
     "what-if": what_if.main,
     "workloads": workloads.main,

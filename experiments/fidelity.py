@@ -80,14 +80,19 @@ def run(sizes: Sizes, seed: int, out: Path) -> list[Row]:
     file, costs = out / "scenario.yaml", folder / "costs.json"
     file.write_text(scenario(sizes))
     with backends("vllm", folder, 1, (), SLOTS) as engines, own_core(engines[0]):
-        command = [*module("loadgen.engine.calibrate"), "--url", engines[0].url, "--model", MODEL]
-        command += ["--streams", "1,2,4,8", "--lengths", "16,64,128,256,512", "--out", str(costs)]
-        with (folder / "calibrate.txt").open("wb") as text:
-            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=text, stderr=text)
+        calibrate(engines[0], costs)
         _load(file, engines, out / "vllm" / str(seed) / "run", seed, "vllm")
     with backends("simulator", folder, 1, ("--like", str(costs)), SLOTS) as engines:
         _load(file, engines, out / "simulator" / str(seed) / "run", seed, "simulator")
     return compared(out / "vllm" / str(seed) / "run", out / "simulator" / str(seed) / "run")
+
+
+def calibrate(engine: Backend, costs: Path) -> None:
+    """Measure an idle engine, and write what the simulator needs to imitate it: ``--like``."""
+    command = [*module("loadgen.engine.calibrate"), "--url", engine.url, "--model", MODEL, "--force"]
+    command += ["--streams", "1,2,4,8", "--lengths", "16,64,128,256,512", "--out", str(costs)]
+    with costs.with_suffix(".txt").open("wb") as text:
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=text, stderr=text)
 
 
 def _load(file: Path, engines: Sequence[Backend], out: Path, seed: int, label: str) -> None:

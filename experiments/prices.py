@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from loadgen.workloads import azure, mooncake
 from tokenpool.entitlements import Entitlement, Pricing, Tier
-from tokenpool.pricing.cost import Ask, EngineShape, Pricer, Usage
+from tokenpool.pricing.cost import Ask, Cost, EngineShape, Pricer, Usage
 from tokenpool.pricing.learned_costs import PREFIX_BYTES
 from tokenpool.pricing.statistics import EntitlementStatistics
 
@@ -183,9 +183,9 @@ def made(*, parts: Sequence[EntitlementStatistics] = ()) -> Pricer:
 def measure(requests: Sequence[Drawn], *, by_prefix: bool) -> Measured:
     """Price all requests, and measure after the first twentieth of them."""
     pricer, result = made(), Measured()
-    flight: list[tuple[Drawn, Ask]] = []
+    flight: list[tuple[Drawn, Ask, Cost]] = []
     for number, drawn in enumerate(requests):
-        ask = drawn.ask if by_prefix else drawn.ask._replace(prefixes=())
+        ask = drawn.ask if by_prefix else drawn.ask.changed(prefixes=())
         cost = pricer.price(ask, SHAPE)
         if number * 20 >= len(requests):
             result.reserved += cost.output_tokens
@@ -193,10 +193,10 @@ def measure(requests: Sequence[Drawn], *, by_prefix: bool) -> Measured:
             is_covered = drawn.usage.output_tokens <= cost.output_tokens
             result.covered.setdefault(drawn.name, []).append(is_covered)
             result.by_expert += cost.expert > 0
-        flight.append((drawn, ask))
+        flight.append((drawn, ask, cost))
         if len(flight) > IN_FLIGHT:
-            learned, asked = flight.pop(0)
-            pricer.learn(asked, learned.usage)
+            learned, asked, priced_at = flight.pop(0)
+            pricer.learn(asked, learned.usage, priced_at, running=len(flight))
     return result
 
 

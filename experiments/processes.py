@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,18 @@ from toolbox.processes import Process, module
 from toolbox.redis import RedisProcess
 
 MODEL = "small"
+
+
+def commit() -> str:
+    """The commit of this checkout, in its short form."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    return done.stdout.strip() or "unknown"
 
 
 @dataclass(frozen=True)

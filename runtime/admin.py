@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from aiohttp import web
@@ -67,7 +68,10 @@ class AdminPages:
     def _pieces(self) -> Iterator[str]:
         if self._own_metrics is not None:
             yield from self._own_metrics()
-        yield rendered([*BuildInfo().collect(), *self._process.collect()], self._labels())
+        labels = self._labels()
+        for metric in BuildInfo().collect():
+            yield rendered([metric], labels)
+        yield rendered(self._process.collect(), labels)
 
 
 class PageServer:
@@ -89,6 +93,12 @@ class PageServer:
         for each in sockets:
             await web.SockSite(self._runner, each, ssl_context=tls).start()
         return listens_on
+
+    async def start_at(self, path: Path) -> None:
+        """Listen on a socket of this host, for a process with access to its folder."""
+        await self._runner.setup()
+        path.unlink(missing_ok=True)  # of a process that was killed
+        await web.UnixSite(self._runner, str(path)).start()
 
     async def stop(self) -> None:
         """Answer the requests in progress, and close."""

@@ -31,6 +31,7 @@ MODULES = (
     "sidecar.dialects.model_list",
     "sidecar.dialects.openai",
     "sidecar.dialects.prefixes",
+    "sidecar.dialects.quota_headers",
     "sidecar.dialects.stream_reader",
     "sidecar.dialects.usage_readers",
     "sidecar.engine.state",
@@ -56,6 +57,7 @@ MODULES = (
     "sidecar.proxy.tls",
     "sidecar.proxy.upstream",
     "sidecar.proxy.waiting",
+    "sidecar.proxy.write_batch",
     "sidecar.telemetry",
     "sidecar.tracing.interface",
     "sidecar.usage.open_requests",
@@ -75,6 +77,7 @@ MODULES = (
     "tokenpool.admission.queue",
     "tokenpool.admission.rules",
     "tokenpool.capacity.room",
+    "tokenpool.capacity.shared_room",
     "tokenpool.capacity.slo_controller",
     "tokenpool.control.admission_control",
     "tokenpool.control.arrival",
@@ -98,5 +101,6 @@ MODULES = (
     "tokenpool.pricing.learned_costs",
     "tokenpool.quotas.budget",
     "tokenpool.quotas.quotas",
+    "tokenpool.usage.packing",
 )
 """Dotted names, in alphabetical order."""

@@ -33,22 +33,47 @@ class CannotListen(OSError):
     """An address cannot be listened on; the text names it and the fix."""
 
 
-def listening(addresses: Sequence[Address], option: str = "--listen") -> list[socket.socket]:
+def listening(
+    addresses: Sequence[Address], option: str = "--listen", *, is_shared: bool = False
+) -> list[socket.socket]:
     """Sockets that listen, in the order of the addresses. Raises ``CannotListen``.
 
-    Where the system is to choose the port (0), it is the same one for all of these addresses.
+    Where the system is to choose the port (0), it is the same one for all of these addresses. ``is_shared``
+    states that other processes of this user listen on the same addresses, too: the kernel chooses one of them
+    for each connection.
     """
+    opened = _opened(addresses, option, is_shared=is_shared)
+    for sock in opened:
+        sock.listen(BACKLOG)
+    return opened
+
+
+def reserved(addresses: Sequence[Address], option: str = "--listen") -> list[socket.socket]:
+    """Sockets that keep the addresses for processes that share them. Raises ``CannotListen``.
+
+    They do not listen. No other user's process can take the addresses while they are open.
+    """
+    probes = _opened(addresses, option, is_shared=False)  # fails if another server has the address
+    chosen = next((sock.getsockname()[1] for sock in probes), 0)
+    for sock in probes:
+        sock.close()
+    known = [each if each.port else each._replace(port=chosen) for each in addresses]
+    return _opened(known, option, is_shared=True)
+
+
+def _opened(addresses: Sequence[Address], option: str, *, is_shared: bool) -> list[socket.socket]:
+    """Sockets that are bound. Raises ``CannotListen``."""
     tries = MOST_PORTS_TRIED if any(address.port == 0 for address in addresses) else 1
     while True:
         tries -= 1
         try:
-            return _open(addresses, option)
+            return _open(addresses, option, is_shared=is_shared)
         except CannotListen as error:
             if error.errno != errno.EADDRINUSE or tries == 0:
                 raise
 
 
-def _open(addresses: Sequence[Address], option: str) -> list[socket.socket]:
+def _open(addresses: Sequence[Address], option: str, *, is_shared: bool) -> list[socket.socket]:
     chosen = 0
     opened: list[socket.socket] = []
     with ExitStack() as undo:
@@ -56,7 +81,12 @@ def _open(addresses: Sequence[Address], option: str) -> list[socket.socket]:
             for family, where, is_for_ipv6_alone in _places(address, addresses, option):
                 port = where[1] or chosen
                 try:
-                    sock = _listen(family, (where[0], port, *where[2:]), is_for_ipv6_alone)
+                    sock = _bind(
+                        family,
+                        (where[0], port, *where[2:]),
+                        is_for_ipv6_alone=is_for_ipv6_alone,
+                        is_shared=is_shared,
+                    )
                 except OSError as error:
                     raise _cannot_listen(Address(address.host, port), error, option) from error
                 undo.callback(sock.close)
@@ -83,15 +113,18 @@ def _places(
         yield family, where, is_for_ipv6_alone
 
 
-def _listen(family: socket.AddressFamily, where: tuple[Any, ...], is_for_ipv6_alone: bool) -> socket.socket:
+def _bind(
+    family: socket.AddressFamily, where: tuple[Any, ...], *, is_for_ipv6_alone: bool, is_shared: bool
+) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)  # accepted sockets inherit it
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, is_for_ipv6_alone)
         sock.bind(where)
-        sock.listen(BACKLOG)
         sock.setblocking(False)
     except BaseException:
         sock.close()

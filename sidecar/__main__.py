@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runtime import config_files
 from runtime.build import add_version
-from sidecar import settings
+from sidecar import settings, worker
 from sidecar.configuration import ConfigurationInvalid
 from tokenpool.poolfile import explain
 from tokenpool.poolfile.problems import PoolFileError
@@ -49,11 +49,17 @@ def _run(arguments: argparse.Namespace) -> int:
     import uvloop  # noqa: PLC0415
 
     from runtime import logs  # noqa: PLC0415
-    from sidecar import app  # noqa: PLC0415
 
     read = settings.read(arguments, os.environ)
     logs.configure(read.log_level)
-    uvloop.run(app.serve(read))
+    place = worker.read(os.environ)
+    if read.workers > 1 and place is None:
+        from sidecar.workers import supervisor  # noqa: PLC0415
+
+        return uvloop.run(supervisor.serve(read))
+    from sidecar import app  # noqa: PLC0415
+
+    uvloop.run(app.serve(read, place))
     return 0
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
+import os
 import random
 import resource
 import signal
@@ -17,7 +19,7 @@ from runtime.admin import PageServer
 from runtime.followed import Credentials, FollowedFiles
 from runtime.listening import BACKLOG, bound, listening
 from runtime.loopdelay import LoopDelay
-from runtime.options import Addresses, SettingsError
+from runtime.options import SettingsError
 from runtime.tls import Certificate
 from sidecar.admin import Admin
 from sidecar.configuration import Configuration, load
@@ -34,6 +36,7 @@ from sidecar.handover.handover import Handover
 from sidecar.jwt.service import JwtService
 from sidecar.lifecycle import Lifecycle
 from sidecar.local_planner import LocalPlanner
+from sidecar.loop_holds import LoopHolds
 from sidecar.memory_bounds import derive
 from sidecar.pool_file_watcher import PoolFileWatcher
 from sidecar.ports import LoopPorts
@@ -49,6 +52,7 @@ from sidecar.shared_limits import SharedLimits
 from sidecar.telemetry import Telemetry
 from sidecar.tracing.interface import Tracer
 from sidecar.usage_records import UsageRecords
+from sidecar.worker import Worker, pages_path, peers_at, store_path
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.capacity.model import CapacityModel
 from tokenpool.control.admission_control import AdmissionControl
@@ -59,6 +63,9 @@ from tokenpool.store import Store
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 0.5
+STATE_ROW_EVERY_S = 0.25
+LONGEST_START_S = 5.0
+"""A worker that replaces another one listens after these seconds at the latest, ready or not."""
 FINAL_WRITE_S = 1.0
 """Seconds for the last answers to be sent after draining."""
 
@@ -67,7 +74,8 @@ class Sidecar:
     """One running sidecar. ``start`` returns once both ports listen; ``stop`` drains.
 
     ``store`` is its lease store; without one, the settings name it. ``memory`` is the limit of its memory in
-    bytes. ``published`` is the published pool file, for settings without a pool file.
+    bytes. ``published`` is the published pool file, for settings without a pool file. ``worker`` is this
+    process, if it is one of several: then it shares the memory, the port and the engine with the others.
     """
 
     def __init__(
@@ -77,9 +85,11 @@ class Sidecar:
         *,
         memory: int | None = None,
         published: Configuration | None = None,
+        worker: Worker | None = None,
     ) -> None:
         configuration = published or load(settings)
-        self.memory_bounds = derive(settings, len(configuration.file.entitlements), memory)
+        self._worker = worker
+        self.memory_bounds = derive(settings, len(configuration.file.entitlements), memory, self._workers)
         self.settings = settings
         self.lifecycle = Lifecycle()
         self.telemetry = telemetry = Telemetry(settings.metrics_entitlements)
@@ -100,20 +110,13 @@ class Sidecar:
         self._shared: SharedLimits | None = None
         self.credentials = Credentials()
         """The files with credentials, which are read again when they change."""
-        if store is None and settings.has_store:
-            store, files = _store_of(settings, configuration.pool.name)
-            self.credentials.files.append(files)
+        if store is None:
+            store = self._open_store(configuration.pool.name)
         if store is not None:
             self._shared = SharedLimits(
-                settings, configuration, store, queue, self.engine, telemetry, self.lifecycle
+                settings, configuration, store, queue, self.engine, telemetry, self.lifecycle, worker
             )
-        self.control = AdmissionControl(
-            telemetry.clock(),
-            queue,
-            leases=self._shared.leases if self._shared is not None else None,
-            placement=self._shared.placement if self._shared is not None else None,
-            has_slo_feedback=settings.slo_feedback,
-        )
+        self.control = self._admission_control(queue)
         self._ports = self._shared.ports if self._shared is not None else LoopPorts(telemetry.clock)
         self.driver = Driver(
             self.control, self._ports, self._shared.sync if self._shared is not None else None
@@ -139,7 +142,9 @@ class Sidecar:
             random=random.Random(),
             quotas=self.quota_exchange.quotas,
         )
-        self.usage = UsageRecords(settings, store, self.controller.settlement, telemetry.clock, configuration)
+        self.usage = UsageRecords(
+            settings, store, self.controller.settlement, telemetry.clock, configuration, self._workers
+        )
         self.jwts = JwtService(telemetry.clock, time.time)
         self._identify(configuration)
         self.local_planner: LocalPlanner | None = None
@@ -156,7 +161,7 @@ class Sidecar:
         self.watcher = EngineWatcher(
             address,
             self.engine,
-            self.control.ledger,
+            self.control.load,
             poll_interval=settings.poll_interval,
             poll_timeout=settings.poll_timeout,
         )
@@ -179,7 +184,7 @@ class Sidecar:
             self.handover.links if self.handover is not None else None,
             tracer_of(settings, configuration.pool.name, telemetry),
         )
-        self.loop_delay = LoopDelay(telemetry.clock)
+        self.loop_delay, self.loop_holds = LoopDelay(telemetry.clock), LoopHolds(telemetry.clock)
         self.certificate = _certificate_of(settings)
         self._engine_metrics = MetricsRelay(address, PAGE_PATIENCE * settings.poll_timeout)
         self.admin = self._admin()
@@ -187,6 +192,37 @@ class Sidecar:
         self.pool_file_watcher = PoolFileWatcher(settings, telemetry, configuration, self)
         self._tasks: list[asyncio.Task[None]] = []
         self._servers: list[asyncio.Server | TlsServer] = []
+
+    @property
+    def _workers(self) -> int:
+        """The processes of this sidecar."""
+        return self._worker.workers if self._worker is not None else 1
+
+    def _admission_control(self, queue: AdmissionQueue) -> AdmissionControl:
+        """The decisions about requests, with what other sidecars and other workers share."""
+        made = AdmissionControl(
+            self.telemetry.clock(),
+            queue,
+            leases=self._shared.leases if self._shared is not None else None,
+            placement=self._shared.placement if self._shared is not None else None,
+            has_slo_feedback=self.settings.slo_feedback,
+        )
+        if self._worker is not None:
+            made.mates, made.mates_at = self._worker.room, peers_at(self._worker.folder)
+        return made
+
+    def _open_store(self, pool: str) -> Store | None:
+        """The lease store that the settings name, or else that of the supervisor; ``None`` without any."""
+        if self.settings.has_store:
+            store, files = store_of(self.settings, pool)
+            self.credentials.files.append(files)
+            return store
+        if self._worker is None:
+            return None
+        # Imported here: a single process needs no store.
+        from tokenpool.store.local import LocalStore  # noqa: PLC0415
+
+        return LocalStore(store_path(self._worker.folder), self.settings.store_timeout)
 
     def _admin(self) -> Admin:
         """The pages, with the metrics of all parts."""
@@ -198,6 +234,7 @@ class Sidecar:
             self.telemetry,
             self.manager,
             [self.engine, self.controller, self.loop_delay],
+            self.loop_holds,
             self._engine_metrics,
             self.replication,
             self.credentials,
@@ -211,6 +248,7 @@ class Sidecar:
             if each is not None
         ]
         admin.sources += [self.quota_exchange, self.credentials, self.usage, self.jwts]
+        admin.is_worker = self._worker is not None
         admin.faults += [self.usage.degraded, self.jwts.problems]
         return admin
 
@@ -233,7 +271,7 @@ class Sidecar:
             self.replication.published.read_again()
 
     def enforce(self, configuration: Configuration) -> None:
-        """Put a changed pool file in force, and its limits with it."""
+        """Put a changed pool file in force. Its limits follow with the next plan, which begins now."""
         if self.settings.config is None:
             self.pool_file_watcher.follow(configuration)
         if self.local_planner is not None:
@@ -246,7 +284,7 @@ class Sidecar:
         if self._shared is not None:
             self._shared.follow(self.controller.accounts, now)
         if self.local_planner is not None:
-            self.local_planner.tick(now)
+            self.local_planner.tick_soon()
         self.controller.engine_changed()  # the room and the limits have changed
         collecting.keep()
 
@@ -259,38 +297,47 @@ class Sidecar:
         """Listen for tenants and operators, and start the background loops. Raises ``OSError``."""
         if self.manager.tracer is not None:
             self.manager.tracer.start()
-        await self.jwts.start()
-        self._bound = await self._listen()
-        self.listens_on = self._bound[0]
-        admin_addresses = await self._pages.start(self.settings.admin, option="--admin")
-        self.admin_on = admin_addresses[0]
+        job = self.loop_holds.job
+        with job("jwt"):
+            await self.jwts.start()
+        with job("pages"):
+            admin = await self._start_pages()
+        if self._worker is None or not self._worker.is_again:
+            await self._listen()
         if self.local_planner is not None:
             self.local_planner.tick(self.telemetry.clock())
-            self._spawn(self.local_planner.run(self.settings.tick))
+            self._spawn("planner", self.local_planner.run(self.settings.tick))
         if self.handover is not None:
-            await self.handover.start()
+            with job("handover"):
+                await self.handover.start()
         if self.replication is not None:
-            self._spawn(self.replication.run())
+            self._spawn("leases", self.replication.run())
         if self._shared is not None:
-            self._spawn(self._shared.prices.run())
-        for work in (
-            self.watcher.run(),
-            self._follow_engine(),
-            self._follow_alarms(),
-            self._cors.run(),
-            self.pool_file_watcher.run(),
-            self._sweep(),
-            self.loop_delay.run(),
-            self.credentials.run(),
-            self.quota_exchange.run(),
+            self._spawn("prices", self._shared.prices.run())
+        for name, work in (
+            ("engine", self.watcher.run()),
+            ("engine_changes", self._follow_engine()),
+            ("deadlines", self._follow_alarms()),
+            ("cors", self._cors.run()),
+            ("pool_file", self.pool_file_watcher.run()),
+            ("sweep", self._sweep()),
+            ("loop_delay", self.loop_delay.run()),
+            ("credentials", self.credentials.run()),
+            ("quotas", self.quota_exchange.run()),
         ):
-            self._spawn(work)
-        self.usage.start()
+            self._spawn(name, work)
+        with job("usage"):
+            self.usage.start()
+        if self._worker is not None:
+            self._share_room(self._worker)
+            if self._worker.is_again:
+                await self._until_ready()
+                await self._listen()
         log.info(
             "listening",
             extra={
                 "listen": str(self._bound),
-                "admin": str(admin_addresses),
+                "admin": admin,
                 "tls": self.certificate is not None,
                 "upstream": self.settings.upstream.url,
                 "pool": self.controller.pool.name,
@@ -299,23 +346,57 @@ class Sidecar:
             },
         )
 
-    async def _listen(self) -> Addresses:
-        sockets = listening(self.settings.listen)
-        addresses = bound(sockets)
+    async def _start_pages(self) -> str:
+        """Serve the admin pages. Returns the addresses."""
+        if self._worker is not None:
+            path = pages_path(self._worker.folder, self._worker.index)
+            await self._pages.start_at(path)
+            return str(path)
+        addresses = await self._pages.start(self.settings.admin, option="--admin")
+        self.admin_on = addresses[0]
+        return str(addresses)
+
+    def _share_room(self, worker: Worker) -> None:
+        """Answer the bell of this worker, and keep its row in the table fresh."""
+        self._spawn("worker_state", self._state_row())
+        asyncio.get_running_loop().add_reader(worker.bell, self._rung, worker.bell)
+
+    def _rung(self, bell: int) -> None:
+        """Another worker has left room for a request that waits here."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(bell)
+        self.driver.serve()
+
+    async def _state_row(self) -> None:
+        while True:
+            self.driver.act()
+            await asyncio.sleep(STATE_ROW_EVERY_S)
+
+    async def _until_ready(self) -> None:
+        """Wait until requests can be served. Until then the other workers get all of them."""
+        deadline = self.telemetry.clock() + LONGEST_START_S
+        while self.admin.problems() and self.telemetry.clock() < deadline:
+            await asyncio.sleep(0.02)
+
+    async def _listen(self) -> None:
+        shared = self._worker
+        addresses = self.settings.listen if shared is None else shared.listen
+        sockets = listening(addresses, is_shared=shared is not None)
+        self._bound = bound(sockets)
+        self.listens_on = self._bound[0]
         if self.certificate is not None:
             server = TlsServer(self.manager, self.certificate, self.settings)
             self._servers.append(server)
             self.admin.sources.append(server)
             server.accept(sockets)
-            self._spawn(self.certificate.watch.run())
-            return addresses
+            self._spawn("credentials", self.certificate.watch.run())
+            return
         loop = asyncio.get_running_loop()
         for each in sockets:
             plain = await loop.create_server(
                 lambda: ClientConnection(self.manager), sock=each, backlog=BACKLOG
             )
             self._servers.append(plain)
-        return addresses
 
     def reload(self) -> None:
         """Make the sidecar read the pool file, the certificate and the credentials again."""
@@ -325,8 +406,9 @@ class Sidecar:
         if self.certificate is not None:
             self.certificate.watch.request_reload()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, job: str, work: Coroutine[Any, Any, None]) -> None:
+        with self.loop_holds.job(job):
+            task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(_log_failure)
         self._tasks.append(task)
 
@@ -380,6 +462,8 @@ class Sidecar:
             await self.replication.stop()
         if self.handover is not None:
             await self.handover.stop()
+        if self._worker is not None:
+            asyncio.get_running_loop().remove_reader(self._worker.bell)
         await self._pages.stop()
         await self._engine_metrics.close()
         self._upstream.close()
@@ -407,7 +491,7 @@ def _certificate_of(settings: Settings) -> Certificate | None:
     return Certificate(cert, key) if cert is not None and key is not None else None
 
 
-def _store_of(settings: Settings, pool: str) -> tuple[Store, FollowedFiles]:
+def store_of(settings: Settings, pool: str) -> tuple[Store, FollowedFiles]:
     """The lease store that the settings name, and the files that move it when they change."""
     # Imported here: a lone sidecar needs no client of Redis.
     from tokenpool.store.address import AddressInvalid, StoreFiles  # noqa: PLC0415
@@ -465,13 +549,16 @@ def raise_open_files(max_connections: int) -> None:
         )
 
 
-async def _first_file(settings: Settings, stopping: asyncio.Event) -> Configuration | None:
+async def _first_file(
+    settings: Settings, stopping: asyncio.Event, worker: Worker | None
+) -> Configuration | None:
     """The first published pool file; ``None`` if the sidecar is stopped before."""
     engine_address(settings)  # a key file that cannot be read is an error now
     assert settings.pool is not None
-    store, files = _store_of(settings, settings.pool)
+    pages = pages_path(worker.folder, worker.index) if worker is not None else None
+    store, files = store_of(settings, settings.pool)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, files.watch.request_reload)
-    waiting = asyncio.ensure_future(FirstFile(settings, settings.pool, store).wait())
+    waiting = asyncio.ensure_future(FirstFile(settings, settings.pool, store, pages).wait())
     following = asyncio.ensure_future(files.watch.run())
     stopped = asyncio.ensure_future(stopping.wait())
     try:
@@ -484,8 +571,17 @@ async def _first_file(settings: Settings, stopping: asyncio.Event) -> Configurat
         await store.close()
 
 
-async def serve(settings: Settings) -> None:
+def _supervisor_ended(living: int, stopping: asyncio.Event) -> None:
+    """Drain: without its supervisor, a worker has no lease store, and nothing starts it again."""
+    log.critical("the supervisor of this worker has ended")
+    asyncio.get_running_loop().remove_reader(living)
+    stopping.set()
+
+
+async def serve(settings: Settings, worker: Worker | None = None) -> None:
     """Run a sidecar until SIGTERM or SIGINT. SIGINT while it drains ends it at once; SIGHUP reloads.
+
+    ``worker`` is this process, if it is one of several.
 
     A second SIGTERM changes nothing: when kubelet restarts a native sidecar alone, the preStop hook signals
     first, and kubelet right after it.
@@ -494,13 +590,16 @@ async def serve(settings: Settings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    if worker is not None:
+        loop.add_reader(worker.supervisor, _supervisor_ended, worker.supervisor, stopping)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is something to reload
     published: Configuration | None = None
     if settings.config is None:
-        published = await _first_file(settings, stopping)
+        published = await _first_file(settings, stopping, worker)
         if published is None:
             return
     with collecting.postponed():  # saves a third of the time with 10,000 entitlements
-        sidecar = Sidecar(settings, memory=memory_limit.read(), published=published)
+        sidecar = Sidecar(settings, memory=memory_limit.read(), published=published, worker=worker)
     raise_open_files(sidecar.memory_bounds.connections)
     await sidecar.start()
     loop.add_signal_handler(signal.SIGHUP, sidecar.reload)

@@ -53,6 +53,7 @@ class AdmittedRequest:
         "started_at",
         "ticket",
         "trace",
+        "usage_id",
         "usage_slot",
         "verdict",
     )
@@ -88,6 +89,8 @@ class AdmittedRequest:
         """The id of the request, for the access log."""
         self.trace: Trace | None = None
         """The trace of the request; ``None`` without tracing."""
+        self.usage_id = b""
+        """The beginning of its record, with the id; empty without usage records."""
         self.usage_slot = -1
         """The place of its record among those of running requests; -1 without usage records."""
         self.priority: int | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 
 from aiohttp import web
 
@@ -26,7 +27,9 @@ READ_EVERY_S = 0.5
 class FirstFile:
     """Waits for the first published pool file that can be enforced here."""
 
-    def __init__(self, settings: Settings, pool: str, store: Store) -> None:
+    def __init__(self, settings: Settings, pool: str, store: Store, pages: Path | None = None) -> None:
+        """``pages`` is the socket of the admin pages of a worker."""
+        self._pages = pages
         self._settings = settings
         self._pool = pool
         self._store = store
@@ -39,8 +42,12 @@ class FirstFile:
         application = web.Application()
         application.add_routes(pages.routes())
         server = PageServer(application)
-        addresses = await server.start(self._settings.admin, option="--admin")
-        log.info("waiting for a pool file", extra={"pool": self._pool, "admin": str(addresses)})
+        if self._pages is not None:
+            await server.start_at(self._pages)
+            admin = str(self._pages)
+        else:
+            admin = str(await server.start(self._settings.admin, option="--admin"))
+        log.info("waiting for a pool file", extra={"pool": self._pool, "admin": admin})
         try:
             while (found := await self.read()) is None:
                 await asyncio.sleep(READ_EVERY_S)

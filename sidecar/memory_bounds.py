@@ -39,18 +39,27 @@ class MemoryBounds(NamedTuple):
     """The most bytes of all requests and unread answers."""
 
 
-def derive(settings: Settings, entitlements: int, limit: int | None) -> MemoryBounds:
-    """The bounds for a memory limit in bytes, and this number of entitlements.
+def derive(settings: Settings, entitlements: int, limit: int | None, workers: int = 1) -> MemoryBounds:
+    """The bounds of each of ``workers`` for a memory limit in bytes, and this number of entitlements.
+
+    The workers of a sidecar share its memory, its connections and its buffered bytes in equal parts.
 
     Raises ``SettingsError`` if the limit has no room for the largest body and a few connections.
     """
     connections, buffered = settings.max_connections, settings.max_buffered_bytes
+    most_connections = -(-MOST_CONNECTIONS // workers)
+    if connections is not None:
+        connections = -(-connections // workers)
+    if buffered is not None:
+        buffered //= workers
+    if limit is not None:
+        limit //= workers
     # One entitlement's share must hold the largest body.
     least = int(settings.max_body_bytes / settings.entitlement_share) + 1
-    most = max(MOST_BUFFERED, least)
+    most = max(MOST_BUFFERED // workers, least)
     if limit is None:
         return MemoryBounds(
-            MOST_CONNECTIONS if connections is None else connections, most if buffered is None else buffered
+            most_connections if connections is None else connections, most if buffered is None else buffered
         )
     each = CONNECTION_BYTES + settings.max_head_bytes + (TLS_BYTES if settings.tls_cert is not None else 0)
     # A body is there a second time while it is put together.
@@ -63,12 +72,15 @@ def derive(settings: Settings, entitlements: int, limit: int | None) -> MemoryBo
         part = min(int(free * BUFFERED_PART), free - FEWEST_CONNECTIONS * each)
         buffered = min(max(part if connections is None else free - connections * each, least), most)
     if connections is None:
-        connections = min((free - buffered) // each, MOST_CONNECTIONS)
+        connections = min((free - buffered) // each, most_connections)
         if connections < FEWEST_CONNECTIONS:
             needed = (used + buffered + FEWEST_CONNECTIONS * each) / USED
+            raise_to = ((int(needed) >> 20) + 1) * workers
+            of_each = f" for each of {workers} workers" if workers > 1 else ""
             raise SettingsError(
-                f"the memory limit of {limit >> 20} MiB has no room for {FEWEST_CONNECTIONS} connections and"
-                f" {buffered >> 20} MiB of requests and answers; raise it to {(int(needed) >> 20) + 1} MiB,"
-                " or lower --max-body-bytes, or set --max-connections and --max-buffered-bytes"
+                f"the memory limit of {limit * workers >> 20} MiB has no room for {FEWEST_CONNECTIONS}"
+                f" connections and {buffered >> 20} MiB of requests and answers{of_each}; raise it to"
+                f" {raise_to} MiB, or lower --max-body-bytes, or set --max-connections and"
+                " --max-buffered-bytes"
             )
     return MemoryBounds(connections, buffered)

@@ -7,9 +7,11 @@ Each message is sent in a task of its own, so none waits for another's answer. `
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 from sidecar.handover.asking import PeerLinks
@@ -36,6 +38,8 @@ class LoopPorts:
         self._reporter = reporter
         self.peers: PeerLinks | None = None
         """The connections to other sidecars; ``None`` without handover."""
+        self.bells: Sequence[int] = ()
+        """A file descriptor (``eventfd``) for each worker of this sidecar; none without other workers."""
         self.results: asyncio.Queue[Result] = asyncio.Queue()
         """The answers, and the messages that failed, in the order of their arrival."""
         self.quota_results: asyncio.Queue[QuotaResult] = asyncio.Queue()
@@ -108,6 +112,13 @@ class LoopPorts:
         """See ``Ports``."""
         if self.peers is not None:
             self.peers.cancel(ask)
+
+    # --- other workers of this sidecar ---
+
+    def ring(self, worker: int) -> None:
+        """See ``Ports``. A bell that was rung 2**64 times without an answer is full: it rings already."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self.bells[worker], 1)
 
     # --- the lease store ---
 

@@ -8,6 +8,7 @@ from collections.abc import Container, Mapping
 from sidecar.engine.state import EngineState
 from sidecar.lifecycle import Lifecycle
 from sidecar.telemetry import Telemetry
+from sidecar.worker import Worker
 from tokenpool.amounts import NOTHING
 from tokenpool.leases.leases import Leases
 from tokenpool.leases.wire import MOST_REPORTED, REPORTED_OUTCOMES, SidecarReport, encode_report
@@ -73,8 +74,15 @@ class Reporter:
     """Makes the reports of one sidecar."""
 
     def __init__(
-        self, engine: EngineState, leases: Leases, telemetry: Telemetry, lifecycle: Lifecycle
+        self,
+        engine: EngineState,
+        leases: Leases,
+        telemetry: Telemetry,
+        lifecycle: Lifecycle,
+        worker: Worker | None = None,
     ) -> None:
+        """``worker`` is this process, if it is one of several: then it reports its part of the capacity."""
+        self._worker = worker
         self._engine = engine
         self._leases = leases
         self._telemetry = telemetry
@@ -92,10 +100,11 @@ class Reporter:
         """The current report, encoded."""
         engine, seen, capacity = self._engine, self._engine.observation, self._engine.capacity
         amount = capacity.amount() if capacity.is_known else NOTHING
+        workers = self._worker.living(now) if self._worker is not None else 1
         serves = engine.is_up and not self._lifecycle.is_draining
         return encode_report(
             SidecarReport(
-                capacity=amount if serves else NOTHING,
+                capacity=amount * (1 / workers) if serves else NOTHING,
                 replica=amount,
                 engine_up=engine.is_up,
                 running=seen.running if seen else 0.0,
@@ -106,6 +115,7 @@ class Reporter:
                 draining=self._lifecycle.is_draining,
                 outcomes=self._outcomes(now),
                 first_tokens=self._first_tokens,
+                workers=workers,
             )
         )
 

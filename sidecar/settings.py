@@ -17,6 +17,8 @@ from tokenpool.planning.planner import PlannerSettings
 __all__ = ["Address", "Addresses", "Origin", "Settings", "SettingsError", "add_arguments", "read"]
 
 MEMORY = "memory"
+MOST_WORKERS = 64
+"""More processes relay more events than one engine makes."""
 EXAMPLE = "tokenpool-sidecar run --config pool.yaml --upstream http://127.0.0.1:8000"
 
 
@@ -40,6 +42,12 @@ def _otlp(text: str, source: str) -> str:
             f"{source}: {text!r} is not the URL of a collector, such as http://collector:4318"
         )
     return text if (match[1] or "/") != "/" else f"{text.rstrip('/')}/v1/traces"
+
+
+def _workers(text: str, source: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_WORKERS:
+        raise SettingsError(f"{source}: {text!r} is not a number of processes from 1 to {MOST_WORKERS}")
+    return int(text)
 
 
 _name = options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes")
@@ -109,6 +117,11 @@ class Settings:
         "serve the engine's /metrics and /v1/models on the tenants' port without a key, for routers and"
         " scrapers: true or false",
         default=False,
+    )
+    workers: int = option(
+        "processes that share the port, the engine and the limits; one process relays some 30,000 events/s",
+        default=1,
+        read=_workers,
     )
     name: str | None = option(
         "name of this sidecar in the lease store; by default the name of the host", default=None, read=_name
@@ -245,10 +258,11 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
     options.check_pair(
         "--upstream-tls-cert", made.upstream_tls_cert, "--upstream-tls-key", made.upstream_tls_key
     )
-    buffered = made.max_buffered_bytes
+    buffered = None if made.max_buffered_bytes is None else made.max_buffered_bytes // made.workers
     if buffered is not None and made.entitlement_share * buffered <= made.max_body_bytes:
+        of_each = f" (of each of {made.workers} workers)" if made.workers > 1 else ""
         raise SettingsError(
-            f"--max-buffered-bytes: {made.entitlement_share:g} of {buffered} bytes, the share"
+            f"--max-buffered-bytes: {made.entitlement_share:g} of {buffered} bytes{of_each}, the share"
             f" of one entitlement, has no room for a body of --max-body-bytes {made.max_body_bytes}"
         )
     for name in ("upstream_tls_ca", "upstream_tls_cert", "upstream_tls_name"):

@@ -21,6 +21,7 @@ from sidecar.replication import Replication
 from sidecar.report import Reporter
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
+from sidecar.worker import Worker
 from tokenpool.accounting.account import Account
 from tokenpool.admission.affinity import PrefixCaches
 from tokenpool.admission.placement import Placement
@@ -44,24 +45,36 @@ class SharedLimits:
         engine: EngineState,
         telemetry: Telemetry,
         lifecycle: Lifecycle,
+        worker: Worker | None = None,
     ) -> None:
+        """``worker`` is this process, if it is one of several."""
+        self._worker = worker
+        workers = worker.workers if worker is not None else 1
         self._settings = settings
         self._configuration = configuration
         self._telemetry = telemetry
         lease_settings = LeaseSettings(settings.lease_lifetime, settings.tick)
-        self.leases = Leases(lease_settings, configuration.pool.max_replicas, queue)
+        self.leases = Leases(lease_settings, configuration.pool.max_replicas * workers, queue)
         name = settings.name or socket.gethostname()
         # A restarted process is a new lease holder: the leases of its predecessor must expire.
         holder = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
+        if worker is not None:
+            holder = worker.holder
         self.holder = holder
         self.sync = LeaseSync(holder, self.leases)
         self._store = store
-        self._reporter = Reporter(engine, self.leases, telemetry, lifecycle)
+        self._reporter = Reporter(engine, self.leases, telemetry, lifecycle, self._worker)
         self.ports = LoopPorts(telemetry.clock, self._store, self._reporter)
         self.placement: Placement | None = None
-        if settings.handover == "on":
-            caches = PrefixCaches() if settings.prefix_affinity == "on" else None
-            self.placement, self.ports.peers = Placement(holder, caches), PeerLinks(telemetry.clock)
+        # Without a lease store of its pool, a sidecar has no other replicas, only its own workers.
+        self._hands_over = settings.handover == "on" and (worker is None or settings.has_store)
+        if self._hands_over or worker is not None:
+            caches = PrefixCaches() if self._hands_over and settings.prefix_affinity == "on" else None
+            mates = worker.mates if worker is not None else ""
+            self.placement = Placement(holder, caches, mates=mates, has_others=self._hands_over)
+            self.ports.peers = PeerLinks(telemetry.clock)
+        if worker is not None:
+            self.ports.bells = worker.bells
         self.prices = PriceSharing(holder, store, telemetry)
         self.issued = IssuedKeys(store)
 
@@ -85,6 +98,8 @@ class SharedLimits:
             self._store,
             self._telemetry.clock,
             connection_refused=connection_refused,
+            worker=self._worker,
+            hands_over=self._hands_over,
         )
 
     def replication(self, driver: Driver, enforcer: Enforcer) -> Replication:

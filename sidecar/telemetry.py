@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Protocol
+from typing import Final, Protocol
 
 from runtime.exposition import Family, number
 from sidecar.dialects.reported_usage import NoUsage
@@ -29,7 +29,7 @@ from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.shadow import Shadow
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.amounts import Dimension
-from tokenpool.entitlements import Tier
+from tokenpool.entitlements import Entitlement, Tier
 from tokenpool.leases.wire import FIRST_TOKEN_BOUNDS_S
 from tokenpool.outcomes import Ending, Reason, Verdict
 from tokenpool.planning.active_accounts import ActiveAccounts
@@ -42,6 +42,7 @@ OTHER = "other"
 PER_PIECE = 8
 """Entitlements in one piece of the page: 0.2 ms with all of their histograms."""
 
+_FINISHED: Final = Ending.FINISHED
 TTFT, TPOT = "ttft", "tpot"
 """The values of the label ``slo``: the fields of ``slo`` in the pool file without their unit."""
 
@@ -283,19 +284,24 @@ class Tally:
 class Changes:
     """The names of entitlements whose counts have changed since the last ``take``."""
 
-    __slots__ = ("_names",)
+    __slots__ = ("_last", "_names")
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = dict.fromkeys(names)
+        self._last: str | None = None
+        """The last name, if it was added since the last ``take``."""
 
     def add(self, name: str) -> None:
         """An entitlement has changed. Its name moves to the end."""
+        if name is self._last:
+            return
+        self._last = name
         self._names.pop(name, None)
         self._names[name] = None
 
     def take(self) -> dict[str, None]:
         """Return the names in the order of their last change, and forget them. The values mean nothing."""
-        names, self._names = self._names, {}
+        names, self._names, self._last = self._names, {}, None
         return names
 
 
@@ -325,8 +331,8 @@ class Telemetry:
         self._own: dict[str, Series] = {}
         self._tallies: dict[str, Tally] = {UNIDENTIFIED: Tally(UNIDENTIFIED, self._unidentified, is_own=True)}
         """The counts of used entitlements, in the order of first use."""
-        self._reserved_for_guaranteed = 0
-        """The number of unused guaranteed entitlements. Each has a reserved place for a series of its own."""
+        self._unused_guaranteed: set[str] = set()
+        """Unused guaranteed entitlements. Each has a reserved place for a series of its own."""
         self._overhead = Histogram(_OVERHEAD_BUCKETS)
         self._first_token_buckets, self._per_token_buckets = _FIRST_TOKEN_BUCKETS, _PER_TOKEN_BUCKETS
         """With the promises of the pool file. A histogram takes them over with its next value or page."""
@@ -334,26 +340,43 @@ class Telemetry:
         self._changes: list[Changes] = []
 
     def follow(
-        self, accounts: Mapping[str, Account], ledger: Ledger, active: ActiveAccounts, pool: str
+        self,
+        accounts: Mapping[str, Account],
+        ledger: Ledger,
+        active: ActiveAccounts,
+        pool: str,
+        changed: Sequence[Account] | None = None,
+        removed: Iterable[Account] = (),
     ) -> None:
-        """Use the accounts of a pool file. Counts of a removed entitlement stay until the restart."""
+        """Use the accounts of a pool file. Counts of a removed entitlement stay until the restart.
+
+        ``changed`` are the new and changed accounts (``None``: all), and ``removed`` those that are gone.
+        """
         self._scope = f'pool="{pool}"'
         self._accounts = accounts
         self._ledger = ledger
         self._active = active
-        tallies = self._tallies
-        for name, tally in tallies.items():
-            account = accounts.get(name)
-            if account is not None and name != UNIDENTIFIED:
-                tally.change_tier(account.entitlement.tier.value)
-        self._reserved_for_guaranteed = sum(
-            account.entitlement.tier is Tier.GUARANTEED
-            for name, account in accounts.items()
-            if name not in tallies
-        )
-        firsts, others = _promised_s(accounts.values())
+        if changed is None:
+            changed = list(accounts.values())
+            self._unused_guaranteed.clear()
+        for account in removed:
+            self._unused_guaranteed.discard(account.entitlement.name)
+        for account in changed:
+            self._note_tier(account.entitlement)
+        firsts, others = _promised_s(changed)
         self._first_token_buckets = self._first_token_buckets.with_promises(firsts, _FIRST_TOKEN_BUCKETS)
         self._per_token_buckets = self._per_token_buckets.with_promises(others, _PER_TOKEN_BUCKETS)
+
+    def _note_tier(self, entitlement: Entitlement) -> None:
+        """Note the tier of a new or changed entitlement."""
+        name, tier = entitlement.name, entitlement.tier
+        tally = self._tallies.get(name)
+        if tally is not None and name != UNIDENTIFIED:
+            tally.change_tier(tier.value)
+        elif tally is None and tier is Tier.GUARANTEED:
+            self._unused_guaranteed.add(name)
+        else:
+            self._unused_guaranteed.discard(name)
 
     # --- called on the request path ---
 
@@ -383,7 +406,7 @@ class Telemetry:
             series.outgrown += 1
         if reported and input_tokens:
             series.input_ratio.observe(cost.input_tokens / input_tokens)
-        if reported and output_tokens and ending is Ending.FINISHED:
+        if reported and output_tokens and ending is _FINISHED:
             series.output_ratio.observe(cost.output_tokens / output_tokens)
 
     def answered_without_usage(self, account: Account, no_usage: NoUsage) -> None:
@@ -431,7 +454,7 @@ class Telemetry:
     def _tally(self, account: Account | None) -> Tally:
         if account is None:
             return self._tallies[UNIDENTIFIED]
-        name = account.entitlement.name
+        name = account.name
         for changes in self._changes:
             changes.add(name)
         tally = self._tallies.get(name)
@@ -442,10 +465,9 @@ class Telemetry:
         tier = account.entitlement.tier.value if account is not None else ""
         room = self._most_series - len(self._own)
         if account is not None and account.entitlement.tier is Tier.GUARANTEED:
-            if name in self._accounts:
-                self._reserved_for_guaranteed -= 1
+            self._unused_guaranteed.discard(name)
         else:
-            room -= self._reserved_for_guaranteed
+            room -= len(self._unused_guaranteed)
         is_own = room > 0 and name != OTHER and account is not None
         if is_own:
             series = self._own[name] = Series(tier)
@@ -636,8 +658,7 @@ def _is_promised(ticket: Ticket) -> bool:
     Only a stream shows them. Beyond its guarantee a guaranteed entitlement has no claim on time, and the SLO
     controller does not defend it.
     """
-    is_guaranteed = ticket.account.entitlement.tier is Tier.GUARANTEED
-    return ticket.streams and (ticket.is_guaranteed or not is_guaranteed)
+    return ticket.streams and (ticket.is_guaranteed or ticket.account.entitlement.tier is not Tier.GUARANTEED)
 
 
 def _promised_s(accounts: Iterable[Account]) -> tuple[list[float], list[float]]:

@@ -32,7 +32,10 @@ class UsageRecords:
         settlement: Settlement,
         clock: Callable[[], float],
         configuration: Configuration,
+        workers: int = 1,
     ) -> None:
+        """``workers`` share the folder and its size. Each has files of its own there."""
+        self._spool_bytes = settings.usage_spool_bytes // workers
         self._settings = settings
         self._store = store
         self._settlement = settlement
@@ -57,18 +60,15 @@ class UsageRecords:
         from sidecar.usage.carrier import UsageCarrier  # noqa: PLC0415
         from sidecar.usage.recorder import UsageRecorder  # noqa: PLC0415
         from sidecar.usage.spool import Spool  # noqa: PLC0415
-
-        if self._store is None:
-            log.warning("there are no usage records without a lease store", extra={"pool": pool})
-            return None
         from tokenpool.store.redis import RedisStore  # noqa: PLC0415
         from tokenpool.store.usage_stream import UsageStream  # noqa: PLC0415
 
         if not isinstance(self._store, RedisStore):
+            log.warning("there are no usage records without a lease store", extra={"pool": pool})
             return None
         settings, process = self._settings, secrets.token_hex(8)
         recorder = UsageRecorder(process, settings.name or socket.gethostname(), self._clock, time.time)
-        spool = Spool(settings.usage_spool / pool, settings.usage_spool_bytes, process)
+        spool = Spool(settings.usage_spool / pool, self._spool_bytes, process)
         return UsageCarrier(recorder, spool, UsageStream(self._store), process, self._clock)
 
     def start(self) -> None:

@@ -65,8 +65,19 @@ LAYERS: dict[str, Layers] = {
         frozenset({"store"}),
     ],
     "sidecar": [
-        frozenset({"settings", "lifecycle", "dialects", "histogram"}),
-        frozenset({"identity", "decisions", "pool_secret", "telemetry", "memory_bounds", "tracing", "usage"}),
+        frozenset({"settings", "lifecycle", "dialects", "histogram", "worker"}),
+        frozenset(
+            {
+                "identity",
+                "decisions",
+                "pool_secret",
+                "telemetry",
+                "loop_holds",
+                "memory_bounds",
+                "tracing",
+                "usage",
+            }
+        ),
         frozenset({"engine", "jwt"}),
         frozenset({"configuration"}),
         frozenset({"proxy"}),
@@ -76,7 +87,7 @@ LAYERS: dict[str, Layers] = {
         frozenset({"issued_keys", "ports", "price_sharing", "published_file", "first_file"}),
         frozenset({"quota_exchange", "replication"}),
         frozenset({"shared_limits", "admin"}),
-        frozenset({"app"}),
+        frozenset({"app", "workers"}),
         frozenset({"__main__"}),
     ],
 }

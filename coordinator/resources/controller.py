@@ -451,7 +451,7 @@ class Controller:
         if leader is None or leader.state is None:
             return Live(status.UNKNOWN, promised=promised)
         made = leader.state.tick
-        ready = sum(each.engine_up for each in made.sidecars.values())
+        ready = made.engines_up
         capacity = made.plan.capacity if ready else None
         hint = leader.hint()
         return Live(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from experiments.instruments.environments import Unavailable, known_interpreters
 from experiments.instruments.running import Result
 from experiments.instruments.tools import INSTRUMENTS, Call, Instrument
 from experiments.instruments.workload import Workload
+from experiments.processes import commit
 from loadgen.records import machine, versions
 
 OUT = Path(__file__).parents[2] / "out" / "instruments"
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     about = {
         "engine": arguments.engine,
-        "commit": _commit(),
+        "commit": commit(),
         "machine": str(machine()),
         "versions": versions(),
     }
@@ -136,14 +136,3 @@ def _empty(folder: Path) -> Path:
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     return folder
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=OUT.parents[1],
-    )
-    return done.stdout.strip() or "unknown"

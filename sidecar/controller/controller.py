@@ -92,12 +92,12 @@ class Controller:
         self.pool = configuration.pool
         self._lifecycle = lifecycle
         self._restarts_seen = engine.restarts
-        control.room = engine.room
+        control.use_room(engine.room)
         now = telemetry.clock()
         self.pool_accounts = Accounts(control, configuration.file, configuration.pool, now)
         self._quotas = QuotaAccounts(control, quotas) if quotas is not None else None
         if self._quotas is not None:
-            self._quotas.configure(self.pool_accounts.by_name, configuration.file.groups_of(self.pool.name))
+            self._quotas.configure(self.pool_accounts.by_name, self.pool_accounts.groups)
         self.epoch = self.pool_accounts.epoch
         """Rises with each pool file. A cached head is valid within one epoch."""
         self._telemetry = telemetry
@@ -138,11 +138,19 @@ class Controller:
         self.pool_accounts.configure(configuration.file, configuration.pool, self._telemetry.clock())
         self.epoch = self.pool_accounts.epoch
         self.pool = configuration.pool
+        accounts = self.pool_accounts
         if self._quotas is not None:
-            self._quotas.configure(self.pool_accounts.by_name, configuration.file.groups_of(self.pool.name))
+            self._quotas.configure(accounts.by_name, accounts.groups, accounts.changed, accounts.removed)
         self.authenticator.keys = configuration.keys
         self.authenticator.administrators = configuration.administrators
-        self._telemetry.follow(self.accounts, self.control.ledger, self.control.active, self.pool.name)
+        self._telemetry.follow(
+            accounts.by_name,
+            self.control.ledger,
+            self.control.active,
+            self.pool.name,
+            accounts.changed,
+            accounts.removed,
+        )
 
     def refresh(self, account: Account, now: float) -> None:
         """Bring the limits of an idle account up to date, before they are shown."""
@@ -356,7 +364,7 @@ class Controller:
         for owner in names:
             tokens = self._stored.tokens(continued, owner)
             if tokens is not None:
-                return parsed._replace(ask=parsed.ask._replace(token_ids=tokens))
+                return parsed.changed(ask=parsed.ask.changed(token_ids=tokens))
         return refusals.unknown_response(continued, account)
 
     def _is_others(self, response: str, names: list[str]) -> bool:
@@ -489,7 +497,7 @@ class Controller:
         parsed = admitted.parsed
         if isinstance(parsed, Parsed):  # the next engine may refuse the field, too
             body = without_priority(parsed.body, is_ours=False) if parsed.has_priority else parsed.body
-            admitted.parsed = parsed._replace(body=body, takes_priority=False)
+            admitted.parsed = parsed.changed(body=body, takes_priority=False)
 
     def first_token(self, admitted: AdmittedRequest, seconds: float) -> None:
         """The first output of an answer came ``seconds`` after the request."""
@@ -516,7 +524,7 @@ class Controller:
     def connection_refused(self) -> None:
         """The engine refused a connection: it gets no request before its next successful health check."""
         self.engine.connection_refused()
-        self.control.engine_refused(self.engine.room)
+        self.control.use_room(self.engine.room)
         self.update_serving()
 
     def update_serving(self) -> None:

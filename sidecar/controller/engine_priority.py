@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from enum import StrEnum
+from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
@@ -16,6 +16,14 @@ from sidecar.engine.state import EngineState
 PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT = 0, 10, 20
 """The priorities of requests inside a guarantee, of elastic requests and bursts, and of spot requests. A
 lower one is scheduled earlier, as in vLLM."""
+
+
+_FIELDS: Final = {
+    priority: b'{"priority":%d,' % priority
+    for priority in (PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT)
+}
+"""The beginning of a body with each priority, as ``with_priority`` writes it."""
+_BRACE: Final = ord("{")
 
 
 class PriorityPolicy(StrEnum):
@@ -33,9 +41,10 @@ class EnginePriority:
     """Writes priorities into requests, and counts them."""
 
     def __init__(self, policy: PriorityPolicy, engine: EngineState) -> None:
-        self._policy = policy
+        self._is_off = policy is PriorityPolicy.OFF
+        self._is_auto = policy is PriorityPolicy.AUTO
         self._engine = engine
-        self._sent: Counter[int] = Counter()
+        self._sent = dict.fromkeys(_FIELDS, 0)
         self._refused = 0
 
     def write(self, admitted: AdmittedRequest, parsed: Parsed) -> None:
@@ -45,9 +54,9 @@ class EnginePriority:
         a request means the same on every engine.
         """
         ticket = admitted.ticket
-        if not parsed.takes_priority or ticket is None or self._policy is PriorityPolicy.OFF:
+        if not parsed.takes_priority or ticket is None or self._is_off:
             return
-        engine, is_auto = self._engine, self._policy is PriorityPolicy.AUTO
+        engine, is_auto = self._engine, self._is_auto
         if is_auto and (engine.takes_priority is False or not engine.is_vllm):
             if parsed.has_priority:
                 admitted.body = without_priority(parsed.body, is_ours=False)
@@ -56,7 +65,11 @@ class EnginePriority:
         if not ticket.account.is_spot:
             priority = PRIORITY_GUARANTEED if ticket.is_guaranteed else PRIORITY_SHARED
         self._sent[priority] += 1
-        admitted.body = with_priority(parsed, priority)
+        body = parsed.body
+        if parsed.has_priority or body[0] != _BRACE:
+            admitted.body = with_priority(parsed, priority)
+        else:
+            admitted.body = _FIELDS[priority] + body[1:]
         if is_auto:
             admitted.priority = priority
 

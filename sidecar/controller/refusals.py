@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sidecar.decisions import ENGINE_RETRY_S, Refusal
 from sidecar.identity import Credential
 from tokenpool.accounting.account import Account
@@ -12,7 +14,7 @@ from tokenpool.quotas.budget import Exhausted
 from tokenpool.quotas.messages import Scope
 from tokenpool.quotas.windows import text_of
 
-JITTER = 0.25
+JITTER: Final = 0.25
 """The wait of a shed request is lengthened by up to this share, to spread the retries."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sidecar.controller.access_log import AccessLog
 from sidecar.controller.credential_limits import CredentialLimits
 from sidecar.controller.stored_responses import StoredResponses
@@ -15,6 +17,8 @@ from tokenpool.control.driver import Driver
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Usage
 from tokenpool.pricing.estimators import Average
+
+_FINISHED: Final = Ending.FINISHED
 
 
 class Settlement:
@@ -64,7 +68,7 @@ class Settlement:
         *,
         spent: bool,
         unreported: int = 0,
-        no_usage: NoUsage = NoUsage.MISSING,
+        no_usage: NoUsage | None = None,
         stored: str | None = None,
     ) -> Usage | None:
         """Settle an admitted request. ``usage`` is the engine's report, or ``None`` without one.
@@ -93,11 +97,11 @@ class Settlement:
             # The report covers the beginning of a Messages stream that ended early.
             output = usage.output_tokens + round(unreported * self.tokens_per_event.value)
             usage = usage._replace(output_tokens=output)
-            reported = ending is not Ending.FINISHED
-        elif ending is Ending.FINISHED and events is not None and events > 2:
+            reported = ending is not _FINISHED
+        elif ending is _FINISHED and events is not None and events > 2:
             self.tokens_per_event.observe(usage.output_tokens / events)
-        if ending is Ending.FINISHED and spent and not reported:
-            self._telemetry.answered_without_usage(ticket.account, no_usage)
+        if ending is _FINISHED and spent and not reported:
+            self._telemetry.answered_without_usage(ticket.account, no_usage or NoUsage.MISSING)
         self._telemetry.settled(ticket, ending, usage, reported=reported)
         if ticket.streams:
             seconds = self._telemetry.clock() - admitted.started_at
@@ -113,7 +117,7 @@ class Settlement:
         if events is not None:
             output = round(events * self.tokens_per_event.value)
         else:
-            output = ticket.cost.output_tokens if ending is Ending.FINISHED else 0
+            output = ticket.cost.output_tokens if ending is _FINISHED else 0
         return ticket.account.pricer.spent_so_far(ticket.cost, output)
 
     def _log(self, admitted: AdmittedRequest, ending: Ending, usage: Usage | None) -> None:

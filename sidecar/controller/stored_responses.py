@@ -6,9 +6,11 @@ After a restart of the sidecar alone, earlier stored responses have no owner and
 
 from __future__ import annotations
 
-MOST_STORED = 10_000
+from typing import Final
+
+MOST_STORED: Final = 10_000
 """Stored responses of one entitlement. The oldest is forgotten beyond this number."""
-LONGEST_NAME = 128
+LONGEST_NAME: Final = 128
 """Characters of a name. A response with a longer name cannot be requested."""
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -36,25 +36,25 @@ from sidecar.dialects.items import (
 )
 from tokenpool.pricing.cost import WINDOW, Ask
 
-MESSAGE_BYTES = 16
+MESSAGE_BYTES: Final = 16
 """The bytes of text that stand for the chat template around one message: about four tokens."""
-MOST_NESTED = 3
+MOST_NESTED: Final = 3
 """Levels of nested parts. Each level copies and reads its content again: 450 levels took a gigabyte."""
-MOST_VALUES = 1 << 20
+MOST_VALUES: Final = 1 << 20
 """Commas in one body: a million token ids, or a text of fifty megabytes. Scanning takes up to 12 ms."""
-MOST_UNPRICED = 256 * 1024
+MOST_UNPRICED: Final = 256 * 1024
 """Bytes of one body without a price: schemas, metadata. The engine must read them as well."""
-_ID_BYTES = 12
+_ID_BYTES: Final = 12
 """The most bytes of a token id: ten digits, a comma and a space."""
 BRACKET, QUOTE, BRACE, NULL = b'["{n'
 """The first bytes of a list, a text, an object and a null."""
 _DIGITS, _SPACE = b"0123456789", b" \t\r\n"
-_LOOKS_LIKE_IDS = re.compile(rb"\[\s*[\d\[\]]").match
-_WHOLE_FRACTIONS = re.compile(rb"(?<=\d)\.0+(?=[,\]\s])")
-_HOLDS_TEXT = re.compile(r"Expected `object`, got `str` in \[(\d+)\]").fullmatch
-_EMPTY_LIST = re.compile(rb"\[\s*\]").fullmatch
-_MOST_TOKENS = 1 << 31
-_NO_EMBEDS = (
+_LOOKS_LIKE_IDS: Final = re.compile(rb"\[\s*[\d\[\]]").match
+_WHOLE_FRACTIONS: Final = re.compile(rb"(?<=\d)\.0+(?=[,\]\s])")
+_HOLDS_TEXT: Final = re.compile(r"Expected `object`, got `str` in \[(\d+)\]").fullmatch
+_EMPTY_LIST: Final = re.compile(rb"\[\s*\]").fullmatch
+_MOST_TOKENS: Final = 1 << 31
+_NO_EMBEDS: Final = (
     "prompt_embeds is not supported, because it does not state a number of tokens; send text or token ids"
 )
 """A tensor file of 1 kB may have any number of rows: an expanded tensor stores one row, a sparse one none."""
@@ -81,47 +81,93 @@ class Malformed(ValueError):
         return Malformed(self._message, place + dot + rest, names_param=self._names_param)
 
 
-class Parsed(NamedTuple):
+_PARSED: Final = (
+    "ask",
+    "model",
+    "streams",
+    "hides_usage",
+    "body",
+    "has_priority",
+    "takes_priority",
+    "continued_response",
+    "response_name",
+    "is_flex",
+)
+
+
+class Parsed:
     """The data of a request body that the proxy needs."""
 
-    ask: Ask
-    model: str | None
-    streams: bool
-    hides_usage: bool
-    """Whether usage is requested from the engine and hidden from the client, who did not request it."""
-    body: bytes
-    """The body for the engine."""
-    has_priority: bool = False
-    """Whether the client wrote a ``priority`` of its own."""
-    takes_priority: bool = True
-    """Whether the engine knows that field on this route."""
-    continued_response: str | None = None
-    """The stored response that the request continues."""
-    response_name: str | None = None
-    """The name that the client chose for the response, under which it may be stored."""
-    is_flex: bool = False
-    """Whether the client requests the service tier ``flex``: spare capacity only."""
+    __slots__ = _PARSED
+
+    def __init__(
+        self,
+        ask: Ask,
+        model: str | None,
+        streams: bool,
+        hides_usage: bool,
+        body: bytes,
+        has_priority: bool = False,
+        takes_priority: bool = True,
+        continued_response: str | None = None,
+        response_name: str | None = None,
+        is_flex: bool = False,
+    ) -> None:
+        self.ask = ask
+        self.model = model
+        self.streams = streams
+        self.hides_usage = hides_usage
+        """Whether usage is requested from the engine and hidden from the client, who did not request it."""
+        self.body = body
+        """The body for the engine."""
+        self.has_priority = has_priority
+        """Whether the client wrote a ``priority`` of its own."""
+        self.takes_priority = takes_priority
+        """Whether the engine knows that field on this route."""
+        self.continued_response = continued_response
+        """The stored response that the request continues."""
+        self.response_name = response_name
+        """The name that the client chose for the response, under which it may be stored."""
+        self.is_flex = is_flex
+        """Whether the client requests the service tier ``flex``: spare capacity only."""
+
+    def _key(self) -> tuple[object, ...]:
+        return tuple([getattr(self, name) for name in _PARSED])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Parsed) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        return f"Parsed{self._key()}"
+
+    def changed(self, **changes: Any) -> Parsed:
+        """The same body with other values of some fields."""
+        return Parsed(**({name: getattr(self, name) for name in _PARSED} | changes))
 
 
-class Content(NamedTuple):
-    """The size of one text or list of parts."""
-
-    text_bytes: int = 0
-    images: int = 0
-    audios: int = 0
+Content = tuple[int, int, int]
+"""The size of one text or list of parts: its bytes of text, its images, and its sounds."""
 
 
-_UTF8_PIECE = 1 << 20
+_UTF8_PIECE: Final = 1 << 20
 
 
 def read(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
     """Decode a whole body. Raises ``Malformed``."""
+    check(body)
+    begin_counting()
+    return read_part(decode, body)
+
+
+def check(body: bytes) -> None:
+    """Check what the decoder does not check. Raises ``Malformed``."""
     if len(body) > MOST_VALUES and body.count(b",") > MOST_VALUES:
         raise Malformed(f"the body has more than {MOST_VALUES} values, or commas; send a smaller body")
     if not body.isascii():
         _check_utf8(body)
-    begin_counting()
-    return read_part(decode, body)
 
 
 def _check_utf8(body: bytes) -> None:
@@ -249,7 +295,7 @@ def content(value: Raw, depth: int = 0) -> Content:
     """The texts, images and sounds of one content: a text, or a list of parts. Raises ``Malformed``."""
     view = memoryview(value)
     if view[0] != BRACKET:
-        return Content(size(value))
+        return size(value), 0, 0
     if depth == MOST_NESTED:
         raise Malformed(f"parts are nested in more than {MOST_NESTED} levels")
     text_bytes, parts = _parts(bytes(view))
@@ -275,7 +321,7 @@ def content(value: Raw, depth: int = 0) -> Content:
                 is_picture, is_sound = part.media()
                 images += is_picture
                 audios += is_sound
-    return Content(text_bytes, images, audios)
+    return text_bytes, images, audios
 
 
 def _nested(parts: list[Part], part: Part, value: Raw, depth: int) -> Content:
@@ -355,7 +401,7 @@ def total(contents: Iterable[Content]) -> Content:
         text_bytes += more
         images += pictures
         audios += sounds
-    return Content(text_bytes, images, audios)
+    return text_bytes, images, audios
 
 
 def items(value: Raw, name: str) -> list[Raw]:

@@ -6,7 +6,6 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from sidecar.dialects.bodies import (
-    Content,
     Malformed,
     Parsed,
     at,
@@ -53,9 +52,9 @@ def parse(body: bytes) -> Parsed:
     if len(given) != 1:
         raise Malformed("send one of texts, images and inputs", "texts")
     if given[0] is request.texts:
-        contents = [Content(size(text)) for text in items(request.texts, "texts")]
+        contents = [(size(text), 0, 0) for text in items(request.texts, "texts")]
     elif given[0] is request.images:
-        contents = [Content(images=1) for _ in items(request.images, "images")]
+        contents = [(0, 1, 0) for _ in items(request.images, "images")]
     else:
         items(request.inputs, "inputs")  # raises if there are too many
         listed = at("inputs", _read_inputs, request.inputs)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final
 
 from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Reason
 
-LONGEST_S = 1e9
+LONGEST_S: Final = 1e9
 """The longest time in a header, in seconds. A limit may be as small as rounding leaves it. Its time to fill
 may have more digits than a structured field (15), or end after the last year of a date."""
 
@@ -41,31 +41,29 @@ class Dialect:
         return self.own_statuses.get(reason, reason.status)
 
 
-class Limits(NamedTuple):
-    """The limits of an entitlement at this moment, for headers."""
+Limits = tuple[float, float, float, float, float, float, float]
+"""The limits of an entitlement at this moment, for headers.
 
-    sequences: float
-    sequences_left: float
-    sequence_free_in_s: float
-    tokens: float
-    """The depth of its token bucket."""
-    tokens_left: float
-    tokens_full_in_s: float
-    tokens_window_s: float
-    """The time in which an empty bucket fills; 0 if it does not."""
+The limit of sequences, the free ones, and the seconds until one is free. The depth of the token bucket, its
+level, the seconds until it is full, and the seconds in which an empty one fills (0 if it does not).
+"""
 
 
 def limits(account: Account) -> Limits:
     """An account's limits as of its last refill."""
-    limit, rate = account.pool_limit.concurrency, account.pool_limit.tokens_per_second
+    limit, rate = account.pool_sequences, account.pool_rate
     running = account.concurrency_in_use + account.concurrency_elsewhere
     free = limit - running if limit > running else 0.0
     depth, level = account.depth, account.bucket.level + account.level_elsewhere
     full_s, window_s = 0.0, 0.0
     if rate > 0:
-        full_s, window_s = min((depth - level) / rate, LONGEST_S), min(depth / rate, LONGEST_S)
+        full_s, window_s = (depth - level) / rate, depth / rate
+        if full_s > LONGEST_S:
+            full_s = LONGEST_S
+        if window_s > LONGEST_S:
+            window_s = LONGEST_S
     one_ends_s = 0.0 if free >= 1 else account.meter.residence.value
-    return Limits(limit, free, one_ends_s, depth, level if level > 0 else 0.0, full_s, window_s)
+    return limit, free, one_ends_s, depth, level if level > 0 else 0.0, full_s, window_s
 
 
 def rate_limit_fields(found: Limits) -> str:

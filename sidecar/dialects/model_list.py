@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
 
 from sidecar.dialects.usage_readers import Reader
 
-LONGEST_LIST = 8 << 20
+LONGEST_LIST: Final = 8 << 20
 """The longest list in bytes that is read: about 20,000 models with vLLM's 400 bytes each."""
-_EMPTY = b'{"object":"list","data":[]}'
+_EMPTY: Final = b'{"object":"list","data":[]}'
 
 
 _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode

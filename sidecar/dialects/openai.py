@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Final, cast
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -15,6 +16,7 @@ from sidecar.dialects.bodies import (
     Malformed,
     Parsed,
     at,
+    check,
     check_no_embeds,
     content,
     input_bound,
@@ -32,7 +34,7 @@ from sidecar.dialects.bodies import (
 )
 from sidecar.dialects.dialect import Dialect, limits, rate_limit_fields
 from sidecar.dialects.fields import is_given, with_field
-from sidecar.dialects.items import NOTHING
+from sidecar.dialects.items import MOST_ITEMS, NOTHING, begin_counting
 from sidecar.dialects.openai_bodies import (
     Chat,
     ChatBatch,
@@ -42,6 +44,7 @@ from sidecar.dialects.openai_bodies import (
     decode_chat,
     decode_chat_batch,
     decode_completion,
+    decode_counted_chat,
     decode_messages,
 )
 from sidecar.dialects.prefixes import prefixes
@@ -51,10 +54,12 @@ from tokenpool.pricing.cost import Ask
 
 CHAT_ROUTE, COMPLETIONS_ROUTE = "/v1/chat/completions", "/v1/completions"
 """The key under which costs are learned. Batches share it with chats."""
-COMPLETIONS_DEFAULT_TOKENS = 16
+COMPLETIONS_DEFAULT_TOKENS: Final = 16
 """vLLM's ``max_tokens`` of ``/v1/completions`` if the request has none."""
 
 
+_NOTHING: Final = NOTHING
+_UNSET: Final = UNSET
 _encode = msgspec.json.Encoder().encode
 
 
@@ -63,17 +68,26 @@ def parse_chat(body: bytes) -> Parsed:
 
     Raises ``Malformed``.
     """
-    request = read(decode_chat, body)
+    check(body)
+    if body.count(b"{") <= MOST_ITEMS:  # so it has no more messages, which need not be counted while read
+        request = read_part(decode_chat, body)
+        begin_counting(len(request.messages))
+    else:
+        begin_counting()
+        request = read_part(decode_counted_chat, body)
     if not request.messages:
         raise Malformed("messages must be a list of at least one message", "messages")
-    text_bytes, images, audios = at("messages", conversation, request.messages)
+    try:
+        text_bytes, images, audios = conversation(request.messages)
+    except Malformed as error:
+        raise error.within("messages") from None
     tools: list[Raw] = []
-    if request.tools is not NOTHING:
+    if request.tools is not _NOTHING:
         tools = items(request.tools, "tools")
         text_bytes += sum(map(size, tools))
-    if request.documents is not NOTHING:
+    if request.documents is not _NOTHING:
         text_bytes += size(request.documents)
-    token_ids = 0 if request.kv_transfer_params is NOTHING else reused_ids(request.kv_transfer_params)
+    token_ids = 0 if request.kv_transfer_params is _NOTHING else reused_ids(request.kv_transfer_params)
     per_prompt = 1 if request.n is None or request.n == 1 else sequences(request.n)
     bound = input_bound(request.truncate_prompt_tokens)
     ask = Ask(
@@ -121,13 +135,13 @@ def parse_chat_batch(body: bytes) -> Parsed:
         False,
         body,
         is_given(request.priority, body),
-        is_flex=request.service_tier is not NOTHING and is_flex(request.service_tier),
+        is_flex=request.service_tier is not _NOTHING and is_flex(request.service_tier),
     )
 
 
 def conversation_of(value: Raw) -> Content:
     """The content of a list of messages. Raises ``Malformed``."""
-    return conversation(read_part(decode_messages, bytes(value)))
+    return conversation(cast(list[Message], read_part(decode_messages, bytes(value))))
 
 
 def conversation(messages: list[Message]) -> Content:
@@ -139,7 +153,7 @@ def conversation(messages: list[Message]) -> Content:
         view = memoryview(text)
         if view[0] == QUOTE:
             text_bytes += len(view) - 2
-        elif text is not NOTHING:
+        elif text is not _NOTHING:
             try:
                 more, pictures, sounds = content(text)
             except Malformed as error:
@@ -147,10 +161,13 @@ def conversation(messages: list[Message]) -> Content:
             text_bytes += more
             images += pictures
             audios += sounds
-        for more_text in (message.tool_calls, message.reasoning, message.reasoning_content):
-            if more_text is not NOTHING:
-                text_bytes += size(more_text)
-    return Content(text_bytes, images, audios)
+        if message.tool_calls is not _NOTHING:
+            text_bytes += size(message.tool_calls)
+        if message.reasoning is not _NOTHING:
+            text_bytes += size(message.reasoning)
+        if message.reasoning_content is not _NOTHING:
+            text_bytes += size(message.reasoning_content)
+    return text_bytes, images, audios
 
 
 def _index(messages: list[Message], message: Message) -> int:
@@ -203,7 +220,7 @@ def _chat_bound(request: Chat | ChatBatch) -> int | None:
 
 def _parsed(ask: Ask, request: Generation, body: bytes) -> Parsed:
     has_priority = is_given(request.priority, body)
-    lowers = request.service_tier is not NOTHING and is_flex(request.service_tier)
+    lowers = request.service_tier is not _NOTHING and is_flex(request.service_tier)
     if not request.stream:
         return Parsed(ask, request.model, False, False, body, has_priority, is_flex=lowers)
     options = request.stream_options
@@ -256,7 +273,7 @@ def duration(seconds: float) -> str:
     return f"{whole}s" if whole < 60 else f"{whole // 60}m{whole % 60}s"
 
 
-_INVALID = "invalid_request_error"
+_INVALID: Final = "invalid_request_error"
 _ERRORS: dict[Reason, tuple[str, str | int]] = {
     Reason.TOKENS_PER_SECOND: ("rate_limit_error", "rate_limit_exceeded"),
     Reason.KV_TOKENS: ("rate_limit_error", "rate_limit_exceeded"),
@@ -291,4 +308,4 @@ _ERRORS: dict[Reason, tuple[str, str | int]] = {
     Reason.UPSTREAM_TIMEOUT: ("server_error", "upstream_timeout"),
 }
 
-OPENAI = Dialect(error_body, error_event, limit_headers)
+OPENAI: Final = Dialect(error_body, error_event, limit_headers)

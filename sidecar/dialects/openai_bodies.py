@@ -17,13 +17,17 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = False
 
 
-class Message(Item):
+class Message(msgspec.Struct):
     """One message of a chat."""
 
     content: Raw = NOTHING
     tool_calls: Raw = NOTHING
     reasoning: Raw = NOTHING
     reasoning_content: Raw = NOTHING
+
+
+class CountedMessage(Message, Item):
+    """A message of a body that may have too many. Reading it counts it."""
 
 
 class Generation(msgspec.Struct):
@@ -49,6 +53,12 @@ class Chat(Generation):
     kv_transfer_params: Raw = NOTHING
 
 
+class CountedChat(Chat):
+    """A chat that may have too many messages."""
+
+    messages: list[CountedMessage] = []  # type: ignore[assignment]
+
+
 class ChatBatch(Generation):
     """A batch of chats: a list of lists of messages."""
 
@@ -65,7 +75,8 @@ class Completion(Generation):
     suffix: str | None = None
 
 
-decode_messages = msgspec.json.Decoder(list[Message]).decode
+decode_messages = msgspec.json.Decoder(list[CountedMessage]).decode
 decode_chat = msgspec.json.Decoder(Chat).decode
+decode_counted_chat = msgspec.json.Decoder(CountedChat).decode
 decode_chat_batch = msgspec.json.Decoder(ChatBatch).decode
 decode_completion = msgspec.json.Decoder(Completion).decode

@@ -104,7 +104,7 @@ def parse_input(body: bytes) -> Parsed:
     first = _FIRST(memoryview(chats))
     if not is_null(request.data):
         # Only the plugin knows the meaning of its data. It is priced as a text of the same length.
-        ask = _ask([Content(size(request.data))])
+        ask = _ask([(size(request.data), 0, 0)])
     elif first is not None and first[1]:
         ask = _ask([at(f"{name}[{n}]", conversation_of, each) for n, each in enumerate(items(chats, name))])
     elif first is not None:
@@ -160,7 +160,7 @@ def _parsed(ask: Ask, request: _Pooling, body: bytes) -> Parsed:
     bound = input_bound(request.truncate_prompt_tokens)
     if bound is None or (ask.input_bound is not None and 0 <= ask.input_bound < bound):
         bound = ask.input_bound
-    ask = ask._replace(
+    ask = ask.changed(
         target=(ROUTE, request.model or ""), input_bound=bound, pads_input=request.padding == "max_length"
     )
     return Parsed(ask, request.model, False, False, body, is_given(request.priority, body))
@@ -172,7 +172,7 @@ def _pairs(ones: Sequence[Content], others: Sequence[Content], request: _Pairs) 
         raise Malformed("there must be at least one query and one document", "documents")
     count = max(len(ones), len(others))
     ask = _ask([*_repeated(ones, count // len(ones)), *_repeated(others, count // len(others))], count)
-    return ask._replace(input_bound=_pair_bound(ones, others, request))
+    return ask.changed(input_bound=_pair_bound(ones, others, request))
 
 
 def _pair_bound(ones: Sequence[Content], others: Sequence[Content], request: _Pairs) -> int | None:
@@ -181,14 +181,14 @@ def _pair_bound(ones: Sequence[Content], others: Sequence[Content], request: _Pa
     document = tokens(request.max_tokens_per_doc or 0, "max_tokens_per_doc")
     if query <= 0 and document <= 0:
         return None
-    longest, longest_other = (max(text.text_bytes for text in texts) for texts in (ones, others))
+    longest, longest_other = (max(text[0] for text in texts) for texts in (ones, others))
     one = min(query, longest) if query > 0 else longest
     other = min(document, longest_other) if document > 0 else longest_other
     return one + other + size(request.instruction) + PAIR_TOKENS
 
 
 def _repeated(texts: Sequence[Content], times: int) -> list[Content]:
-    return [Content(*(number * times for number in text)) for text in texts]
+    return [(text[0] * times, text[1] * times, text[2] * times) for text in texts]
 
 
 def _ask(texts: Sequence[Content], count: int | None = None) -> Ask:
@@ -212,5 +212,5 @@ def _texts(value: Raw, name: str) -> list[Content]:
 def _text(value: Raw) -> Content:
     if memoryview(value)[0] == BRACE:
         rich = read_part(_decode_rich, bytes(value)).content
-        return Content(size(value)) if is_null(rich) else at("content", content, rich)
+        return (size(value), 0, 0) if is_null(rich) else at("content", content, rich)
     return content(value)

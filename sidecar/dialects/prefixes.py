@@ -14,14 +14,15 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Iterable
+from typing import Final
 
 from msgspec import Raw
 
 from tokenpool.pricing.learned_costs import PREFIX_BYTES
 
 _SHORTEST, _LONGEST = PREFIX_BYTES[0], PREFIX_BYTES[-1]
-KEY_BYTES = 16
-_HASH_BYTES = 7
+KEY_BYTES: Final = 16
+_HASH_BYTES: Final = 7
 """Such a hash fits into a machine word. Two of 100,000 prefixes have equal hashes in one of 10 million
 pools."""
 
@@ -36,7 +37,7 @@ class PrefixKey:
         """Only the exchange of prices changes it, to the key that all sidecars of the pool derive."""
 
 
-KEY = PrefixKey()
+KEY: Final = PrefixKey()
 """The key in use. A process serves one pool."""
 
 

@@ -6,30 +6,20 @@ and the time of its reset. ``x-tokenpool-quota-warning`` has the percentage that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-
 from tokenpool.quotas.budget import Budget
-from tokenpool.quotas.windows import text_of
-
-_reset = lru_cache(maxsize=256)(text_of)
 
 
-def quota_lines(budgets: Sequence[Budget]) -> bytes:
+def quota_lines(budgets: tuple[Budget, ...]) -> bytes:
     """The lines about these budgets, as last known here; none without budgets."""
     if not budgets:
         return b""
-    members, level = [], 0
+    level, lines, between = 0, "x-tokenpool-quota: ", ""
     for budget in budgets:
-        quota = budget.quota.tokens
-        rest = quota - budget.spent
-        members.append(
-            f"{budget.label};q={int(quota)};r={int(rest) if rest > 0 else 0}"
-            f';reset="{_reset(budget.window.end)}"'
-        )
+        rest = budget.tokens - budget.spent
+        lines += f"{between}{budget.text_before}{int(rest) if rest > 0 else 0}{budget.text_after}"
+        between = ", "
         if budget.level > level:
             level = budget.level
-    lines = f"x-tokenpool-quota: {', '.join(members)}\r\n"
     if level:
-        lines += f"x-tokenpool-quota-warning: {level}\r\n"
-    return lines.encode()
+        return f"{lines}\r\nx-tokenpool-quota-warning: {level}\r\n".encode()
+    return f"{lines}\r\n".encode()

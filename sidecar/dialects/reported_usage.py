@@ -7,7 +7,7 @@ field of an unexpected type does not make the others unreadable.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Raw
@@ -198,6 +198,42 @@ class Answer(msgspec.Struct):
         return None
 
 
+class _PlainDetails(msgspec.Struct, gc=False):
+    cached_tokens: Annotated[int, Meta(ge=0, le=_MOST)] | None = None
+
+
+class _PlainUsage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    prompt_tokens: Annotated[int, Meta(ge=0, le=_MOST)]
+    completion_tokens: Annotated[int, Meta(ge=0, le=_MOST)] = 0
+    total_tokens: Annotated[int, Meta(ge=0, le=_MOST)] = 0
+    prompt_tokens_details: _PlainDetails | None = None
+    completion_tokens_details: Raw = _NONE
+
+
+class PlainAnswer(msgspec.Struct, gc=False):
+    """A whole answer of OpenAI's API in its usual form. Most answers have it, and decode in one step.
+
+    Any other form, and any failure, cannot be decoded as this.
+    """
+
+    usage: _PlainUsage
+    object: Literal["chat.completion", "text_completion", "list"] | None = None
+    error: None = None
+    type: None = None
+    status: None = None
+
+
+def plain_usage(body: bytes) -> Usage | None:
+    """The usage of a whole answer in its usual form; ``None`` for any other answer."""
+    try:
+        usage = decode_plain(body).usage
+    except UNREADABLE:
+        return None
+    details = usage.prompt_tokens_details
+    cached = details.cached_tokens or 0 if details is not None else 0
+    return Usage(usage.prompt_tokens, usage.completion_tokens, cached)
+
+
 def text_of(raw: Raw) -> str | None:
     """The text of a field; ``None`` if the field is no text."""
     try:
@@ -206,6 +242,7 @@ def text_of(raw: Raw) -> str | None:
         return None
 
 
+decode_plain = msgspec.json.Decoder(PlainAnswer).decode
 decode_block = msgspec.json.Decoder(UsageBlock).decode
 decode_answer = msgspec.json.Decoder(Answer).decode
 decode_text = msgspec.json.Decoder(str).decode

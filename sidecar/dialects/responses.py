@@ -119,13 +119,13 @@ def _truncates(truncation: Raw | UnsetType) -> bool:
 def _input(value: Raw) -> Content:
     view = memoryview(value)
     if view[0] != BRACKET:
-        return Content(size(value) + MESSAGE_BYTES)
+        return size(value) + MESSAGE_BYTES, 0, 0
     listed = read_part(_decode_items, bytes(view))
     return total([at(f"[{number}]", _content_of, item) for number, item in enumerate(listed)])
 
 
 def _content_of(item: _Item) -> Content:
-    rest = Content(MESSAGE_BYTES + size(item.arguments))
+    rest = MESSAGE_BYTES + size(item.arguments), 0, 0
     parts = (("content", item.content), ("output", item.output), ("summary", item.summary))
     said = [at(name, content, each) for name, each in parts if each is not NOTHING]
     return total((rest, *said)) if said else rest

@@ -26,12 +26,12 @@ _DONE: Final = b"[DONE]"
 _TEXTS: Final = (b'"content":"', b'"text":"')
 """The beginnings of fields with a token's text."""
 _MOST_ATTEMPTS: Final = 4
-_END_OF_EVENT = re.compile(rb"\r\n\r\n?|\r\n\n|\n\r\n?|\n\n|\r\r\n?")
+_END_OF_EVENT: Final = re.compile(rb"\r\n\r\n?|\r\n\n|\n\r\n?|\n\n|\r\r\n?")
 """Two line ends, each CRLF, LF or CR, which may differ. A CR and the LF after it are one line end."""
-_IS_FIELD = re.compile(rb"(?:^|[\r\n])(?::|data|event|id|retry)|\A\s*\Z")
-_LONGEST_EVENT = 1 << 20
-_LONGEST_QUEUE = 1 << 20
-_MOST_AFTER = 2
+_IS_FIELD: Final = re.compile(rb"(?:^|[\r\n])(?::|data|event|id|retry)|\A\s*\Z")
+_LONGEST_EVENT: Final = 1 << 20
+_LONGEST_QUEUE: Final = 1 << 20
+_MOST_AFTER: Final = 2
 """Events that may follow the last usage of a whole stream: ``message_stop``, ``[DONE]``."""
 
 

@@ -17,25 +17,27 @@ from sidecar.dialects.reported_usage import (
     TokenCounts,
     decode_answer,
     decode_block,
+    plain_usage,
     text_of,
 )
 from tokenpool.pricing.cost import Usage
 
 USAGE_KEY: Final = b'"usage"'
+_PROMPT: Final = b'"prompt_tokens"'
 _BILLED: Final = b'"billed_units"'
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
-_OPENS = re.compile(rb"\s*:\s*\{")
-_LONGEST_MARK = 64
+_OPENS: Final = re.compile(rb"\s*:\s*\{")
+_LONGEST_MARK: Final = 64
 """Bytes of a field name with the blanks before its value."""
-_LONGEST_USAGE = 4096
-_LONGEST_BODY = 64 << 10
-_LONGEST_RESPONSE = 2 << 20
+_LONGEST_USAGE: Final = 4096
+_LONGEST_BODY: Final = 64 << 10
+_LONGEST_RESPONSE: Final = 2 << 20
 
 
 class Reader:
     """The data of one answer so far. Subclasses read it from bytes."""
 
-    __slots__ = ("_counts", "_is_unreadable", "events", "has_begun", "has_failed", "response")
+    __slots__ = ("_counts", "_is_unreadable", "_plain", "events", "has_begun", "has_failed", "response")
 
     def __init__(self) -> None:
         self.events = 0
@@ -47,6 +49,8 @@ class Reader:
         self.response: str | None = None
         """The name by which the engine may have stored the answer."""
         self._counts: TokenCounts | None = None
+        self._plain: Usage | None = None
+        """The usage of an answer in its usual form, which needs no counts."""
         self._is_unreadable = False
 
     def feed(self, data: bytes) -> bytes:
@@ -60,6 +64,8 @@ class Reader:
     @property
     def usage(self) -> Usage | None:
         """The usage that the engine has reported, or ``None``."""
+        if self._plain is not None:
+            return self._plain
         return self._counts.usage() if self._counts is not None else None
 
     def unreported(self, is_complete: bool) -> int:
@@ -150,6 +156,11 @@ class BodyReader(Reader):
         return b""
 
     def _read(self, body: bytes) -> None:
+        if not self._is_response and _PROMPT in body:
+            usage = plain_usage(body)
+            if usage is not None and (usage[0] or usage[1]):
+                self._plain = usage
+                return
         try:
             answer = decode_answer(body.removeprefix(BYTE_ORDER_MARK))
         except UNREADABLE:

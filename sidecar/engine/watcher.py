@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import aiohttp
 
@@ -20,7 +20,6 @@ from sidecar.engine import models_page
 from sidecar.engine.address import HEALTH, METRICS, MODELS, EngineAddress
 from sidecar.engine.metrics_page import SLICE_BYTES, PageReader, PageUnusable
 from sidecar.engine.state import EngineState
-from tokenpool.accounting.ledger import Ledger
 from tokenpool.capacity.model import EngineObservation
 
 PAGE_PATIENCE = 10
@@ -36,15 +35,15 @@ class EngineWatcher:
         self,
         address: EngineAddress,
         state: EngineState,
-        ledger: Ledger,
+        load: Callable[[], tuple[int, int]],
         *,
         poll_interval: float,
         poll_timeout: float,
     ) -> None:
         self._address = address
         self._state = state
-        self._ledger = ledger
-        """The load that this sidecar has put on the engine."""
+        self._load = load
+        """The sequences and KV tokens that this sidecar has put on the engine."""
         self._interval = poll_interval
         self._timeout = poll_timeout
         self._is_well = asyncio.Event()
@@ -161,12 +160,7 @@ class EngineWatcher:
             if late:
                 self._state.page_late(seen)
             else:
-                ledger = self._ledger
-                self._state.page_read(
-                    seen,
-                    ledger.concurrency_in_use + ledger.surplus_concurrency,
-                    ledger.kv_in_use + ledger.surplus_kv,
-                )
+                self._state.page_read(seen, *self._load())
         finally:
             reading.cancel()
 

@@ -65,6 +65,9 @@ LONGEST_DATA = 4 << 20
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds of the histogram of seconds from an ask to its offer."""
 
+UNIX = "unix:"
+"""The beginning of the address of a socket of this host: another worker of the same sidecar."""
+
 _NUMBERED = (Kind.OFFER, Kind.REFUSE)
 """The answers that name their ask."""
 
@@ -80,6 +83,8 @@ def _is_of_earlier_ask(number: int, place: Place) -> bool:
 def keep_alive(transport: asyncio.BaseTransport) -> None:
     """Let the kernel end a connection between two sidecars when the host of the other one is gone."""
     sock = transport.get_extra_info("socket")
+    if sock.family == socket.AF_UNIX:
+        return  # the kernel knows when a process of this host ends
     for option, value in KEEPALIVE:
         sock.setsockopt(*option, value)
 
@@ -158,11 +163,14 @@ class PeerLinks:
         task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, link: PeerLink, ask: PeerAsk) -> None:
-        host, _, port = ask.place.address.rpartition(":")
-        loop = asyncio.get_running_loop()
+        address, loop = ask.place.address, asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_S):
-                await loop.create_connection(lambda: link, host.strip("[]"), int(port))
+                if address.startswith(UNIX):
+                    await loop.create_unix_connection(lambda: link, address.removeprefix(UNIX))
+                else:
+                    host, _, port = address.rpartition(":")
+                    await loop.create_connection(lambda: link, host.strip("[]"), int(port))
                 await link.ready
         except (OSError, ValueError, ProtocolError) as error:
             link.close()
@@ -605,6 +613,10 @@ class _FramedTransport:
     def __init__(self, link: PeerLink) -> None:
         self._link = link
         self._is_closing = False
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+        self._link.send((data,))
 
     def writelines(self, parts: tuple[bytes, ...]) -> None:
         """Send bytes in parts."""

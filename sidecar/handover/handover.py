@@ -7,6 +7,7 @@ import logging
 import math
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,10 +15,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from runtime.listening import BACKLOG, bound, listening
 from runtime.options import Addresses
 from sidecar.engine.address import EngineAddress
-from sidecar.handover.asking import PeerLinks, Result
+from sidecar.handover.asking import UNIX, PeerLinks, Result
 from sidecar.handover.peer_port import PeerPort
 from sidecar.pool_secret import PEER_PORT, derived_key, read_secret
 from sidecar.settings import Settings
+from sidecar.worker import Worker, peers_at
 from tokenpool.admission.affinity import PrefixCaches
 from tokenpool.admission.placement import KnownPeer
 from tokenpool.control.driver import Driver
@@ -44,8 +46,16 @@ class Handover:
         clock: Callable[[], float],
         *,
         connection_refused: Callable[[], None],
+        worker: Worker | None = None,
+        hands_over: bool = True,
     ) -> None:
+        """``worker`` is this process, if it is one of several.
+
+        ``hands_over`` is false if only its other workers send requests here.
+        """
+        self._hands_over = hands_over
         self._settings = settings
+        self._worker = worker
         self._driver = driver
         self._store = store
         self.links = links
@@ -64,9 +74,26 @@ class Handover:
 
     async def start(self) -> None:
         """Listen for other sidecars, and state the address to them. Raises ``OSError``."""
+        if self._worker is not None:
+            await self._listen_for_mates(self._worker)
+        if self._hands_over:
+            await self._listen()
+        loop = asyncio.get_running_loop()
+        for work in (self.port.sweep_forever(), self._read_key_forever(), self._upkeep_forever()):
+            self._tasks.append(loop.create_task(work))
+
+    async def _listen_for_mates(self, worker: Worker) -> None:
+        """Listen for the other workers of this sidecar."""
+        path = Path(f"{peers_at(worker.folder)}{worker.index}".removeprefix(UNIX))
+        path.unlink(missing_ok=True)  # of the worker before
+        loop = asyncio.get_running_loop()
+        self._servers.append(await loop.create_unix_server(self.port.session, str(path), backlog=BACKLOG))
+
+    async def _listen(self) -> None:
         facing = await asyncio.to_thread(facing_host, *self._store.host())
         chosen = self._settings.peer or Addresses.of(facing, 0)
-        sockets = listening(chosen, "--peer")
+        # An ask of another sidecar may be answered by any worker: all of them share the room of the engine.
+        sockets = listening(chosen, "--peer", is_shared=self._worker is not None)
         loop = asyncio.get_running_loop()
         for each in sockets:
             self._servers.append(await loop.create_server(self.port.session, sock=each, backlog=BACKLOG))
@@ -75,8 +102,6 @@ class Handover:
         self._driver.control.peer_address = (
             f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
         )
-        for work in (self.port.sweep_forever(), self._read_key_forever(), self._upkeep_forever()):
-            self._tasks.append(loop.create_task(work))
 
     async def _read_key_forever(self) -> None:
         """Read the secret that all sidecars of the pool share, and use the key for peer ports."""

@@ -6,6 +6,7 @@ import math
 import time
 from email.utils import formatdate
 from functools import lru_cache
+from typing import Final
 
 from sidecar.decisions import Refusal
 from sidecar.dialects.quota_headers import quota_lines
@@ -13,11 +14,11 @@ from sidecar.engine.cors import METHODS, Cors
 from sidecar.proxy.heads import RequestHead, frame_answer
 from tokenpool.outcomes import DROPPED_AT_DEADLINE, DROPPED_REASON_HEADER, Reason
 
-LONGEST_SDK_WAIT_S = 60.0
+LONGEST_SDK_WAIT_S: Final = 60.0
 """Official clients ignore a longer wait and retry early. For such a wait they are told not to retry."""
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_DROPPED_LINE = DROPPED_REASON_HEADER.encode() + b": %b\r\n"
-_NO_CONTENT = b"HTTP/1.1 204 No Content\r\n"
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_DROPPED_LINE: Final = DROPPED_REASON_HEADER.encode() + b": %b\r\n"
+_NO_CONTENT: Final = b"HTTP/1.1 204 No Content\r\n"
 
 
 def refusal_bytes(refusal: Refusal, head: RequestHead, cors: Cors, *, closes: bool) -> bytes:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Final
 
 from runtime.exposition import Family
 from sidecar.decisions import Refusal
@@ -24,21 +25,21 @@ from tokenpool.accounting.account import Account
 from tokenpool.accounting.bucket import TokenBucket
 from tokenpool.outcomes import Reason
 
-REQUEST_BYTES = 2048
+REQUEST_BYTES: Final = 2048
 """The bytes that a request counts for beyond its body: its parsed head and the objects of its exchange."""
-LARGE_BODY = 16 * 1024
+LARGE_BODY: Final = 16 * 1024
 """Bytes from which on a body counts as large."""
-PARSED_PER_S = 400e6
+PARSED_PER_S: Final = 400e6
 """Bytes of plain text that a slow machine parses per second. A body that takes longer counts for more."""
-VALUE_BYTES = 24
+VALUE_BYTES: Final = 24
 """The bytes that each value in a large body counts for: the engine makes an object of each."""
-UNMETERED_S = 1e-4
+UNMETERED_S: Final = 1e-4
 """Approximate CPU seconds of an unmetered answer. With a longer parsing time it counts as several."""
-MAX_DELAY_S = 5.0
+MAX_DELAY_S: Final = 5.0
 """The longest delay of an unmetered answer."""
-PER_PIECE = 100
+PER_PIECE: Final = 100
 """Callers that one piece of the metrics adds up: about 50 µs."""
-FAMILIES = (
+FAMILIES: Final = (
     Family("tokenpool_connections", "gauge", "Client connections open.", ("entitlement",)),
     Family("tokenpool_buffered_bytes", "gauge", "Requests and unread answers in memory.", ("entitlement",)),
     Family(

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from time import thread_time
-from typing import cast
+from typing import Final, cast
 
 from sidecar.decisions import AdmittedRequest, Refusal, draining
 from sidecar.dialects.routes import Route
@@ -20,7 +20,7 @@ from sidecar.proxy.answers import refusal_bytes
 from sidecar.proxy.bounds import LARGE_BODY, REQUEST_BYTES
 from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.proxy.connection_state import IllegalTransition, Life, Phase, Serving
-from sidecar.proxy.exchange import Exchange
+from sidecar.proxy.exchange import Client, Exchange
 from sidecar.proxy.head_cache import CachedHead
 from sidecar.proxy.head_policy import CachedRequest, Request
 from sidecar.proxy.heads import RequestHead
@@ -32,12 +32,12 @@ from tokenpool.accounting.account import Account
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.outcomes import Reason
 
-MEASURED_BYTES = 4096
+MEASURED_BYTES: Final = 4096
 """The CPU time of parsing is measured for bodies from this size on."""
-_READING = (Phase.HEAD, Phase.BODY)
+_READING: Final = (Phase.HEAD, Phase.BODY)
 
 
-class ClientConnection(ReceivingConnection):
+class ClientConnection(ReceivingConnection, Client):
     """One client connection."""
 
     __slots__ = (
@@ -86,7 +86,9 @@ class ClientConnection(ReceivingConnection):
 
     def data_received(self, data: bytes) -> None:
         """asyncio: the client sent bytes."""
-        parser = self._parser
+        batch, parser = self._manager.batch, self._parser
+        if not batch.is_empty:
+            batch.write()
         if parser.has_ended:
             self._drop(len(data))
         elif (
@@ -399,6 +401,7 @@ class ClientConnection(ReceivingConnection):
     def on_cut(self) -> None:
         """The response cannot be completed: close the connection."""
         self._serve_nothing()
+        self.write_unsent()
         if self._transport is not None:
             self._transport.abort()
 

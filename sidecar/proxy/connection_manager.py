@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from operator import itemgetter
-from typing import Protocol
+from typing import Final, Protocol
 
 from sidecar.memory_bounds import MemoryBounds
 from sidecar.proxy.bounds import Bounds, Caller
@@ -19,17 +19,18 @@ from sidecar.proxy.interface import RequestController
 from sidecar.proxy.request_ids import RequestIds
 from sidecar.proxy.request_parser import ParserLimits
 from sidecar.proxy.upstream import Connections, Pool
+from sidecar.proxy.write_batch import WriteBatch
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
 from sidecar.tracing.interface import Tracer
 from tokenpool.accounting.ticket import Place, Ticket
 
 log = logging.getLogger(__name__)
-SEARCH_EVERY_S = 0.1
+SEARCH_EVERY_S: Final = 0.1
 """The shortest interval between two searches of all connections for idle ones, in seconds."""
-PER_SWEEP = 200
+PER_SWEEP: Final = 200
 """Connections that are examined in one step of a sweep: about 0.1 ms."""
-REFUSED_AT_ONCE = 100
+REFUSED_AT_ONCE: Final = 100
 """Connections beyond the bound that receive a refusal. More are closed without an answer."""
 
 
@@ -99,6 +100,7 @@ class ConnectionManager:
         self.tracer = tracer
         self._places = places
         self.request_ids = RequestIds()
+        self.batch = WriteBatch()
         self.parser_limits = ParserLimits(
             max_head_bytes=settings.max_head_bytes,
             head_timeout=settings.head_timeout,

@@ -7,6 +7,8 @@ complete.
 
 from __future__ import annotations
 
+from typing import Final
+
 from sidecar.proxy.heads import RequestHead
 from tokenpool.outcomes import Reason
 
@@ -84,6 +86,6 @@ class Paused:
 
 Event = HeadReceived | ContinueExpected | BodyOutgrew | RequestReceived | BadRequest | NeedData | Paused
 
-CONTINUE_EXPECTED = ContinueExpected()
-NEED_DATA = NeedData()
-PAUSED = Paused()
+CONTINUE_EXPECTED: Final = ContinueExpected()
+NEED_DATA: Final = NeedData()
+PAUSED: Final = Paused()

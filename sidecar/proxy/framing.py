@@ -7,16 +7,17 @@ The tables in ``tests/support/framing`` list the refused heads, case by case.
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from sidecar.proxy.heads import HOP_BY_HOP, Headers, RequestHead, canonical, nominated, oddly_named
 
-_AUTHORITY = rb"(?:\[[0-9A-Za-z:.]+\]|(?:[\w.~!$&'()*+,;=-]|%%[0-9A-Fa-f]{2})%b)(?::[0-9]*)?"
-_HOST = re.compile(_AUTHORITY % b"*")
+_AUTHORITY: Final = rb"(?:\[[0-9A-Za-z:.]+\]|(?:[\w.~!$&'()*+,;=-]|%%[0-9A-Fa-f]{2})%b)(?::[0-9]*)?"
+_HOST: Final = re.compile(_AUTHORITY % b"*")
 """An authority by RFC 3986 section 3.2, without user information. It may be empty (RFC 9110 section 7.2)."""
-_ABSOLUTE = re.compile(rb"https?://%b(/[^?]*)?(\?.*)?" % (_AUTHORITY % b"+"), re.IGNORECASE)
+_ABSOLUTE: Final = re.compile(rb"https?://%b(/[^?]*)?(\?.*)?" % (_AUTHORITY % b"+"), re.IGNORECASE)
 
 
-_FRAMING = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+_FRAMING: Final = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 """Headers that define the end of a message or the use of its connection, and hop-by-hop headers."""
 
 
@@ -50,7 +51,7 @@ class Framing:
         return int(self.lengths[0].lstrip(b"0") or b"0") if self.lengths else 0
 
 
-_COLLECTED = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"origin"})
+_COLLECTED: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"origin"})
 
 
 def framing_flaw(head: RequestHead, framing: Framing) -> str | None:

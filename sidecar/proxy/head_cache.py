@@ -10,11 +10,14 @@ them, is taken as one. Anything else goes through the parser.
 from __future__ import annotations
 
 import re
-from typing import Self
+from typing import Final, Self
 
-_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d{1,9})\r\n", re.IGNORECASE)
-_LONGEST_HEAD = 4096
-_LONGEST_NUMBER = 9
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: ?(\d{1,9})\r\n", re.IGNORECASE)
+_LONGEST_HEAD: Final = 4096
+_LONGEST_NUMBER: Final = 9
+_ZERO: Final = ord("0")
+_MOST_TABLED: Final = 4096
+"""Chunks below this length are compared with a prepared size line. Formatting one takes 0.25 us."""
 
 
 class CachedHead:
@@ -40,21 +43,43 @@ class CachedHead:
         before, after = self._before, self._after
         if not data.startswith(before):
             return None
-        start = len(before)
-        end = data.find(b"\r", start, start + _LONGEST_NUMBER + 1)
-        if end < 0:  # checked first: compiled, a slice that ends before it begins is an error
+        start = at = len(before)
+        size, most = 0, min(len(data), start + _LONGEST_NUMBER)
+        while at < most:
+            digit = data[at] - _ZERO
+            if digit < 0 or digit > 9:
+                break
+            size = 10 * size + digit
+            at += 1
+        body_at = at + len(after)
+        if at == start or len(data) - body_at != size or data[at:body_at] != after:
             return None
-        number = data[start:end]
-        if not number.isdigit() or not data.startswith(after, end):
-            return None
-        body = data[end + len(after) :]
-        return body if len(body) == int(number) else None
+        return data[body_at:]
+
+
+def _chunk_headers() -> list[bytes]:
+    """The size line of the chunk that has, with its framing, as many bytes as the index; else ``b""``."""
+    lines = [b""] * _MOST_TABLED
+    for size in range(1, _MOST_TABLED):
+        line = b"%x\r\n" % size
+        if size + len(line) + 2 < _MOST_TABLED:
+            lines[size + len(line) + 2] = line
+    return lines
+
+
+_CHUNK_HEADERS: Final = _chunk_headers()
 
 
 def only_chunk(data: bytes) -> bytes | None:
     """The content, if ``data`` is one whole chunk (not the last) without extension; else ``None``."""
-    header = data.find(b"\r\n", 0, 8) + 2
-    size = len(data) - header - 2
-    if size > 0 and data.endswith(b"\r\n") and data.startswith(b"%x\r\n" % size):
-        return data[header:-2]
+    length = len(data)
+    if length < _MOST_TABLED:
+        header = _CHUNK_HEADERS[length]
+        if not header:
+            return None
+    else:
+        end = data.find(b"\r\n", 0, 8) + 2
+        header = b"%x\r\n" % (length - end - 2)
+    if data.startswith(header) and data.endswith(b"\r\n"):
+        return data[len(header) : -2]
     return None

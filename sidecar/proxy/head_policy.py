@@ -8,7 +8,7 @@ Each decision is a value: ``None`` to go on, or the refusal. This file has no ac
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sidecar.decisions import Refusal
 from sidecar.dialects.routes import Route
@@ -20,9 +20,9 @@ from sidecar.proxy.heads import RequestHead
 from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Reason
 
-UNIDENTIFIED_BODY_BYTES = 64 * 1024
+UNIDENTIFIED_BODY_BYTES: Final = 64 * 1024
 """The largest body without a key, on the few routes that need no key."""
-CHUNKED_BYTES = 16 * 1024
+CHUNKED_BYTES: Final = 16 * 1024
 """Bytes that are first reserved for a body without a stated length."""
 
 

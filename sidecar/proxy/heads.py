@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from http import HTTPStatus
+from typing import Final
 
 from sidecar.decisions import Identity
 from sidecar.dialects.dialect import Dialect
@@ -22,13 +23,13 @@ from tokenpool.accounting.account import Account
 Headers = list[tuple[bytes, bytes]]
 """Names and values in the order of the message. A request's names are in lower case."""
 
-FAIRNESS_HEADERS = (b"x-llm-d-inference-fairness-id", b"x-gateway-inference-fairness-id")
+FAIRNESS_HEADERS: Final = (b"x-llm-d-inference-fairness-id", b"x-gateway-inference-fairness-id")
 """The request headers by which llm-d's router and the Gateway API's inference extension tell flows apart. The
 second is the older name. Both are sent, because the extension's endpoint picker reads only the older one."""
-OBJECTIVE_HEADERS = (b"x-llm-d-inference-objective", b"x-gateway-inference-objective")
+OBJECTIVE_HEADERS: Final = (b"x-llm-d-inference-objective", b"x-gateway-inference-objective")
 """The headers that name the InferenceObjective, from which those routers take a request's priority."""
 
-HOP_BY_HOP = frozenset(
+HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
         b"keep-alive",
@@ -42,9 +43,9 @@ HOP_BY_HOP = frozenset(
         b"http2-settings",
     }
 )
-_NOT_RELAYED = HOP_BY_HOP | {b"x-request-id"}
+_NOT_RELAYED: Final = HOP_BY_HOP | {b"x-request-id"}
 """Headers of an answer that its client does not get. The sidecar states the id itself."""
-_NOT_FORWARDED = HOP_BY_HOP | {
+_NOT_FORWARDED: Final = HOP_BY_HOP | {
     b"host",
     b"content-length",
     b"expect",
@@ -60,16 +61,16 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     # nothing.
     b"accept-encoding",
 }
-_NO_COMPRESSION = b"accept-encoding: identity\r\n"
+_NO_COMPRESSION: Final = b"accept-encoding: identity\r\n"
 """Without this header a server may compress (RFC 9110 section 12.5.3), and some proxies do."""
-_OWN_PREFIX = b"x-tokenpool-"
+_OWN_PREFIX: Final = b"x-tokenpool-"
 
-_STATUS_LINES = {
+_STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 } | {529: b"HTTP/1.1 529 Overloaded\r\n"}
 
 
-_DELIMITERS = re.compile(rb"[-_]+")
+_DELIMITERS: Final = re.compile(rb"[-_]+")
 
 
 def canonical(name: bytes) -> bytes:

@@ -51,7 +51,7 @@ class RequestSettlement(Protocol):
         *,
         spent: bool,
         unreported: int = 0,
-        no_usage: NoUsage = NoUsage.MISSING,
+        no_usage: NoUsage | None = None,
         stored: str | None = None,
     ) -> Usage | None:
         """Settle an admitted request, exactly once. Returns its usage; ``None`` without a price."""

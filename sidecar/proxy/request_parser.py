@@ -32,13 +32,13 @@ from sidecar.proxy.framing import Framing, framing_flaw, keeps_alive_10, without
 from sidecar.proxy.heads import RequestHead
 from tokenpool.outcomes import Reason
 
-PIECE_BYTES = 512
+PIECE_BYTES: Final = 512
 """Bytes of one piece. 256 kB may be a thousand requests, which took 170 ms in one piece."""
-TURN_BYTES = 16 * 1024
+TURN_BYTES: Final = 16 * 1024
 """Bytes that are parsed in one turn, except of one body. A chunk may be as short as two bytes."""
-MAX_HEADERS = 128
+MAX_HEADERS: Final = 128
 """Headers of one head. A parsed header takes far more memory than its bytes."""
-NEVER = float("inf")
+NEVER: Final = float("inf")
 
 _IDLE: Final = Phase.IDLE
 _HEAD: Final = Phase.HEAD

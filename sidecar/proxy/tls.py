@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterator
-from typing import cast
+from typing import Final, cast
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
@@ -23,9 +23,9 @@ from sidecar.settings import Settings
 
 log = logging.getLogger(__name__)
 
-WRITE_BUFFER_BYTES = 64 * 1024
+WRITE_BUFFER_BYTES: Final = 64 * 1024
 """Bytes of an unread answer at which reading from the engine pauses: the same as without TLS."""
-ACCEPT_AGAIN_S = 1.0
+ACCEPT_AGAIN_S: Final = 1.0
 """Seconds until the next attempt to accept, after the system had no file descriptor left."""
 
 

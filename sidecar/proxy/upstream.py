@@ -11,7 +11,7 @@ import asyncio
 import errno
 import re
 import time
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 import httptools
 
@@ -19,19 +19,23 @@ from sidecar.engine.address import EngineAddress
 from sidecar.proxy.head_cache import CachedHead, only_chunk
 from sidecar.proxy.heads import Headers, ResponseHead
 
-IDLE_S = 4.0
+IDLE_S: Final = 4.0
 """vLLM's server closes a connection that was idle for 5 s. One second is left for bytes in transit."""
-MOST_IDLE = 256
-NO_ROOM = errno.EBUSY
+MOST_IDLE: Final = 256
+NO_ROOM: Final = errno.EBUSY
 """The error number of ``on_refused`` if a replica has no room for a request that it got with its ask."""
-GOODBYE_S = 1.0
+ONE_WRITE_BYTES: Final = 64 * 1024
+"""The longest body that is copied behind its head. A copy of 1 kB costs 1 µs less than a vectored write."""
+GOODBYE_S: Final = 1.0
 """Seconds for which a closed TLS connection waits for the engine to close it as well."""
 
-_REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_REASON: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 
-class Exchange(Protocol):
+class ResponseReceiver(Protocol):
     """The receiver of an upstream connection's response."""
+
+    __slots__ = ()
 
     def on_head(self, head: ResponseHead) -> None:
         """The response's head is complete."""
@@ -41,6 +45,9 @@ class Exchange(Protocol):
 
         ``chunk`` is the same part with its chunk framing, if the read was one chunk.
         """
+
+    def on_chunk(self, chunk: bytes, body: bytes) -> None:
+        """One read was one whole chunk with this content, and not the last."""
 
     def on_lost(self, *, before_response: bool, was_reused: bool) -> None:
         """The connection ended, or broke the protocol, before the response was complete."""
@@ -101,7 +108,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, pool: Owner) -> None:
         self._pool = pool
         self._transport: asyncio.Transport | None = None
-        self._exchange: Exchange | None = None
+        self._exchange: ResponseReceiver | None = None
         self.was_used = False
         """Whether the engine may have closed it for idleness when its next request arrives."""
         self._body: list[bytes] = []
@@ -127,13 +134,16 @@ class Connection(asyncio.Protocol):
 
     # --- one exchange ---
 
-    def send(self, exchange: Exchange, head: bytes, body: bytes) -> None:
+    def send(self, exchange: ResponseReceiver, head: bytes, body: bytes) -> None:
         """Send a request; the response goes to the exchange."""
         assert self._transport is not None
         self._exchange = exchange
         self._is_first_read = True
         self._start_response()
-        self._transport.writelines((head, body) if body else (head,))
+        if len(body) <= ONE_WRITE_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines((head, body))
 
     def abort(self) -> None:
         """Close the connection, so that the engine aborts the request."""
@@ -172,7 +182,7 @@ class Connection(asyncio.Protocol):
         elif self._is_between_chunks:
             inside = only_chunk(data)
             if inside is not None:
-                exchange.on_read(inside, False, data)
+                exchange.on_chunk(data, inside)
                 return
         try:
             parser.feed_data(data)
@@ -199,7 +209,9 @@ class Connection(asyncio.Protocol):
         if body:
             exchange.on_read(body, False)
 
-    def _take_cached(self, exchange: Exchange, wire: CachedHead, head: ResponseHead, data: bytes) -> bool:
+    def _take_cached(
+        self, exchange: ResponseReceiver, wire: CachedHead, head: ResponseHead, data: bytes
+    ) -> bool:
         """Relay ``data`` as a whole response if it has the cached head. Returns whether it does."""
         body = wire.body_of(data)
         if body is None:
@@ -296,7 +308,7 @@ class Connection(asyncio.Protocol):
 
     # --- endings ---
 
-    def _finish(self, exchange: Exchange, body: bytes) -> None:
+    def _finish(self, exchange: ResponseReceiver, body: bytes) -> None:
         self._exchange = None
         if self._keeps_alive:
             self._pool.release(self)

@@ -348,6 +348,8 @@ class OtlpTrace:
             self._model = self._attributes["gen_ai.request.model"] = parsed.model
         if parsed.streams:
             self._attributes["gen_ai.request.stream"] = True
+        if parsed.ask.output_bound is not None:
+            self._attributes["gen_ai.request.max_tokens"] = parsed.ask.output_bound
         self._stage(
             "price",
             since,

@@ -11,15 +11,18 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
-SLOTS = 4096
+SLOTS: Final = 4096
 """The requests that can be in the file at once: four times the sequences of a large engine."""
-SLOT_BYTES = 512
+SLOT_BYTES: Final = 512
 """The bytes of one slot. A typical record has 150."""
-LENGTH_BYTES = 2
-_LENGTHS = [size.to_bytes(LENGTH_BYTES, "big") for size in range(SLOT_BYTES - LENGTH_BYTES + 1)]
+LENGTH_BYTES: Final = 2
+_LENGTHS: Final = [size.to_bytes(LENGTH_BYTES, "big") for size in range(SLOT_BYTES - LENGTH_BYTES + 1)]
 """The bytes before a record of each size."""
+_EMPTY: Final = _LENGTHS[0]
 
 
 class OpenRequests:
@@ -59,9 +62,15 @@ class OpenRequests:
 
     def free(self, slot: int) -> None:
         """Empty a slot."""
-        start = slot * SLOT_BYTES
-        self._slots[start : start + LENGTH_BYTES] = b"\0\0"
-        self._free.append(slot)
+        self.free_all((slot,))
+
+    def free_all(self, slots: Sequence[int]) -> None:
+        """Empty several slots."""
+        content = self._slots
+        for slot in slots:
+            start = slot * SLOT_BYTES
+            content[start : start + LENGTH_BYTES] = _EMPTY
+        self._free.extend(slots)
 
     @property
     def used(self) -> int:

@@ -1,24 +1,32 @@
 """The recorder: makes the usage record of each request, on the request path.
 
-It encodes a record and appends it to a list. ``UsageCarrier`` takes the list at intervals. The encoded record
-takes a quarter of the memory of the objects that it is made of, which would stay alive until then.
+It packs a record and appends it to a list. ``UsageCarrier`` takes the list at intervals. The packed record
+takes a quarter of the memory of the objects that it is made of, which would stay alive until then. The texts
+of a record depend on its entitlement, target and credential, so those of each combination are encoded once.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
+from typing import Final
 
 from sidecar.decisions import AdmittedRequest
 from sidecar.usage.open_requests import OpenRequests
 from tokenpool.accounting.ticket import Ticket
+from tokenpool.entitlements import Entitlement
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Usage
-from tokenpool.usage.record import LOST, UsageRecord
+from tokenpool.usage.packing import PackedIds, PackedTexts
+from tokenpool.usage.record import LOST
 
-MOST_BYTES = 4 * 1024 * 1024
+MOST_BYTES: Final = 4 * 1024 * 1024
 """The most bytes of records in memory: about 25,000 records, or five seconds of a sidecar at its most."""
-MOST_TEXT = 128
+MOST_TEXT: Final = 128
 """The most characters of a text in a record. A caller chooses the model's name."""
+
+MOST_KINDS: Final = 1024
+"""The most combinations of texts that are kept: about 1 MB. Beyond it, all are encoded again."""
 
 
 class UsageRecorder:
@@ -28,9 +36,8 @@ class UsageRecorder:
         "_bytes",
         "_clock",
         "_ids",
-        "_number",
+        "_kinds",
         "_pending",
-        "_process",
         "_replica",
         "_settled_slots",
         "_wall_clock",
@@ -48,7 +55,7 @@ class UsageRecorder:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
-        self._process = process
+        self._ids = PackedIds(process)
         self._replica = replica[:MOST_TEXT]
         self._clock = clock
         self._wall_clock = wall_clock
@@ -56,9 +63,8 @@ class UsageRecorder:
         """Whether requests that begin now get a record."""
         self.open_requests: OpenRequests | None = None
         """The file of running requests; ``None`` while there is no spool on a disk."""
-        self._number = 0
-        self._ids: dict[int, str] = {}
-        """The id of the request in each slot."""
+        self._kinds: dict[tuple[str, str, tuple[str, str]], tuple[Entitlement, PackedTexts]] = {}
+        """By the entitlement's name, the credential and the target."""
         self._pending: list[bytes] = []
         self._settled_slots: list[int] = []
         self._bytes = 0
@@ -75,10 +81,11 @@ class UsageRecorder:
         Until its settlement, its record is that of a lost request. The record has all of its input, and half
         of its expected output: on average, a request is in the middle of its output.
         """
-        if not self.is_on or self.open_requests is None:
+        open_requests = self.open_requests
+        if not self.is_on or open_requests is None:
             return
-        cost, id_ = ticket.cost, self._new_id()
-        content = self._encoded(
+        cost, id_ = ticket.cost, self._ids.next()
+        content = self._packed(
             ticket,
             admitted,
             id_,
@@ -90,10 +97,9 @@ class UsageRecorder:
             True,
         )
         if content is not None:
-            slot = self.open_requests.take(content)
+            slot = open_requests.take(content)
             if slot >= 0:
-                self._ids[slot] = id_
-                admitted.usage_slot = slot
+                admitted.usage_id, admitted.usage_slot = id_, slot
 
     def withdrawn(self, admitted: AdmittedRequest) -> None:
         """No engine has begun with an admitted request. It is decided again, without a record."""
@@ -108,14 +114,14 @@ class UsageRecorder:
         """An admitted request was settled. Call it before the ledger settles its ticket."""
         slot = admitted.usage_slot
         if slot >= 0:
-            id_ = self._ids[slot]
+            id_ = admitted.usage_id
         elif self.is_on:
-            id_ = self._new_id()
+            id_ = self._ids.next()
         else:
             return
         input_tokens, output_tokens, cached_tokens = usage
         held_s = self._clock() - ticket.admitted_at
-        content = self._encoded(
+        content = self._packed(
             ticket,
             admitted,
             id_,
@@ -138,15 +144,11 @@ class UsageRecorder:
         self._pending.append(content)
         self.recorded += 1
 
-    def _new_id(self) -> str:
-        self._number += 1
-        return f"{self._process}-{self._number}"
-
-    def _encoded(
+    def _packed(
         self,
         ticket: Ticket,
         admitted: AdmittedRequest,
-        id_: str,
+        id_: bytes,
         input_tokens: int,
         output_tokens: int,
         cached_tokens: int,
@@ -155,33 +157,46 @@ class UsageRecorder:
         is_estimated: bool,
     ) -> bytes | None:
         """The record as bytes; ``None`` if a value cannot be encoded."""
-        entitlement = ticket.account.entitlement
-        route, model = ticket.ask.target
-        first_token_s = admitted.first_token_s
         queue_s = ticket.admitted_at - admitted.started_at
         try:
-            return UsageRecord(
+            return self._texts(ticket, admitted.credential_id).pack(
                 id_,
                 self._wall_clock(),
-                entitlement.pool,
-                entitlement.name,
-                model if len(model) <= MOST_TEXT else model[:MOST_TEXT],
-                route,
                 input_tokens,
                 output_tokens,
                 cached_tokens,
                 ticket.kv_held * held_s + ticket.kv_seconds_before,
                 ticket.cost.sequences * held_s,
                 queue_s if queue_s > 0.0 else 0.0,
-                first_token_s if first_token_s >= 0.0 else None,
+                admitted.first_token_s,
                 outcome,
-                self._replica,
-                entitlement.group or "",
-                admitted.credential_id[:MOST_TEXT],
                 is_estimated,
-            ).encode()
-        except (OverflowError, ValueError):
+            )
+        except (struct.error, ValueError):
             return None  # no number of tokens that an engine counted, or no text
+
+    def _texts(self, ticket: Ticket, credential_id: str) -> PackedTexts:
+        """The texts of a request's record. Raises ``ValueError`` for a text that has no encoding."""
+        entitlement, target = ticket.account.entitlement, ticket.ask.target
+        key = (entitlement.name, credential_id, target)
+        kind = self._kinds.get(key)
+        if kind is not None and kind[0] is entitlement:
+            return kind[1]
+        route, model = target
+        texts = PackedTexts(
+            entitlement.pool,
+            entitlement.name,
+            model[:MOST_TEXT],
+            route,
+            self._replica,
+            entitlement.group or "",
+            credential_id[:MOST_TEXT],
+        )
+        if len(model) <= MOST_TEXT:  # the key of a long one would take its memory
+            if len(self._kinds) >= MOST_KINDS:
+                self._kinds.clear()
+            self._kinds[key] = entitlement, texts
+        return texts
 
     def take(self) -> tuple[list[bytes], list[int]]:
         """The records since the last call, and the slots to free once the spool has them."""
@@ -192,5 +207,4 @@ class UsageRecorder:
     def written(self, slots: list[int]) -> None:
         """The spool has the records of these slots."""
         if self.open_requests is not None:
-            for slot in slots:
-                self.open_requests.free(slot)
+            self.open_requests.free_all(slots)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
-BUCKET_SECONDS = 1.0
+BUCKET_SECONDS: Final = 1.0
 """The least size of a bucket, as seconds at its rate. With less, tenants with rare requests lost their
 share."""
-BUCKET_REQUESTS = 2.0
+BUCKET_REQUESTS: Final = 2.0
 """The least size of a bucket, as a number of typical requests."""
 
 

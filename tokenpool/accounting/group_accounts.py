@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from tokenpool.accounting.account import Account
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Entitlement, Group, Pricing, Tier, chain
 from tokenpool.pricing.cost import Cost
 
-PREFIX = "group:"
+PREFIX: Final = "group:"
 """The beginning of a group's name in the lease store. No entitlement has a colon in its name."""
-MOST = 1e12
+MOST: Final = 1e12
 """The number that represents an absent bound in a group's limit: a bucket needs a finite rate."""
 
 
@@ -38,14 +39,12 @@ def group_name(account: Account) -> str:
 
 def has_room(group: Account, cost: Cost) -> bool:
     """Whether the limit of a group leaves room for a cost, in the dimensions that its ceiling names."""
-    ceiling, limit = group.entitlement.ceiling, group.limit
+    if group.ceiling_rate < math.inf and group.bucket.level <= 0:
+        return False
     return (
-        (ceiling.tokens_per_second == math.inf or group.bucket.level > 0)
-        and (
-            ceiling.concurrency == math.inf or group.concurrency_in_use + cost.sequences <= limit.concurrency
-        )
-        and (ceiling.kv_tokens == math.inf or group.kv_in_use + cost.kv_tokens <= limit.kv_tokens)
-    )
+        group.concurrency_in_use + cost.sequences <= group.limit_sequences
+        or group.ceiling_sequences == math.inf
+    ) and (group.kv_in_use + cost.kv_tokens <= group.limit_kv or group.ceiling_kv == math.inf)
 
 
 def group_accounts(groups: Sequence[Group], known: Mapping[str, Account], now: float) -> dict[str, Account]:

@@ -6,6 +6,8 @@ ticket. The ledger only records it. ``now`` is in seconds of any monotonic clock
 
 from __future__ import annotations
 
+from typing import Final
+
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.meter import RESIDENCE_PRIOR_S
 from tokenpool.accounting.shadow import Shadow
@@ -14,6 +16,8 @@ from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Ask, Cost, Usage
 from tokenpool.pricing.estimators import Average
+
+_FINISHED: Final = Ending.FINISHED
 
 
 class Ledger:
@@ -130,16 +134,25 @@ class Ledger:
         self._charge(ticket, tokens - ticket.charged)
         if ticket.hold is not None:
             ticket.hold.settle(tokens)
-        if reported or ticket.has_begun or ending is Ending.FINISHED:
+        held_s = now - ticket.admitted_at
+        if held_s < 0.0:
+            held_s = 0.0
+        if reported or ticket.has_begun or ending is _FINISHED:
             # The time for which unused room was kept says nothing about the time of a request.
-            self.residence.observe(max(now - ticket.admitted_at, 0.0))
-        if ending is not Ending.FINISHED:
+            self.residence.observe(held_s)
+        if ending is not _FINISHED:
             account.pricer.learn_cut(ticket.ask, spent.output_tokens)
         elif reported:
-            account.meter.residence.observe(max(now - ticket.admitted_at, 0.0))
+            account.meter.residence.observe(held_s)
             for group in ticket.groups:
-                group.meter.residence.observe(max(now - ticket.admitted_at, 0.0))
-            account.pricer.learn(ticket.ask, spent, ticket.cost, ran_here=ticket.place is None)
+                group.meter.residence.observe(held_s)
+            account.pricer.learn(
+                ticket.ask,
+                spent,
+                ticket.cost,
+                ran_here=ticket.place is None,
+                running=round(account.concurrency_in_use),
+            )
 
     def _charge(self, ticket: Ticket, tokens: float) -> None:
         if ticket.surplus is not None:

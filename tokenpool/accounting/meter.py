@@ -6,20 +6,21 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from tokenpool.accounting.report import Report
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.pricing.cost import Cost
 from tokenpool.pricing.estimators import Average
 
-DEMAND_MEMORY_S = 1.0
+DEMAND_MEMORY_S: Final = 1.0
 """Time constant in seconds of the average that turns offered load into demand."""
-RESIDENCE_PRIOR_S = 1.0
+RESIDENCE_PRIOR_S: Final = 1.0
 """The assumed time of a request in the engine, in seconds, before the first request ends."""
-IDLE_BELOW = 0.25
+IDLE_BELOW: Final = 0.25
 """An entitlement without offers is idle if its demand is below this number of sequences. Others may
 use all of its limit."""
-LARGEST_MEMORY_S = 30.0
+LARGEST_MEMORY_S: Final = 30.0
 """Time constant in seconds with which the remembered size of the largest request decays."""
 
 
@@ -84,7 +85,7 @@ class Meter:
 
     def offer(self, cost: Cost, *, is_retry: bool = False) -> None:
         """Count one priced request, admitted or shed."""
-        _, _, sequences, throughput, kv_tokens, _, _ = cost
+        sequences, throughput, kv_tokens = cost.sequences, cost.throughput, cost.kv_tokens
         self._offered_tokens += throughput
         self._offered_kv += kv_tokens
         self._offered_sequences += sequences

@@ -6,11 +6,13 @@ hint would ask for unneeded replicas. A retry with another body, or at another s
 
 from __future__ import annotations
 
-MOST_REMEMBERED = 1024
+from typing import Final
+
+MOST_REMEMBERED: Final = 1024
 """The most shed requests that are remembered per entitlement. The oldest is forgotten first."""
-REMEMBER_S = 60.0
+REMEMBER_S: Final = 60.0
 """The time for which a shed request is remembered, in seconds."""
-_SAMPLE = 2048
+_SAMPLE: Final = 2048
 """The bytes at each end of a body that the fingerprint covers."""
 
 

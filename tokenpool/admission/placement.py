@@ -80,6 +80,7 @@ class _Peer:
         "avoid_until",
         "cached",
         "has_offered",
+        "is_mate",
         "kv_tokens",
         "learned_at",
         "name",
@@ -91,6 +92,8 @@ class _Peer:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.is_mate = False
+        """Whether it is another worker of this sidecar, at the same engine. It is only asked to end spot."""
         self.unanswered = 0
         self.has_offered = False
         """Whether its last answer was an offer. A replica that is silent, or that states room which it does
@@ -151,8 +154,16 @@ class Placement:
     ``caches`` is ``None`` without prefix affinity.
     """
 
-    def __init__(self, seed: str, caches: PrefixCaches | None = None) -> None:
+    def __init__(
+        self, seed: str, caches: PrefixCaches | None = None, *, mates: str = "", has_others: bool = True
+    ) -> None:
+        """``mates`` begins the names of the other workers of this sidecar, which the lease store names, too.
+
+        ``has_others`` is false if requests are not handed over to other replicas.
+        """
         self.caches = caches
+        self._mates = mates
+        self._has_others = has_others
         self._peers: dict[str, _Peer] = {}
         self._state = zlib.crc32(seed.encode()) | 1
         """The state of a small generator: other sidecars choose in another order."""
@@ -167,6 +178,8 @@ class Placement:
     def learn(self, named: Iterable[KnownPeer], now: float) -> None:
         """An answer of the lease store names these replicas."""
         for name, address, kv_tokens, sequences, cached in named:
+            if not self._has_others or (self._mates and name.startswith(self._mates)):
+                continue
             peer = self._peers.get(name)
             if peer is None:
                 peer = self._peers[name] = _Peer(name)
@@ -180,6 +193,15 @@ class Placement:
             del self._peers[name]
         while len(self._peers) > MOST_KNOWN:
             del self._peers[min(self._peers, key=lambda name: self._peers[name].named_at)]
+
+    def learn_mates(self, named: Iterable[tuple[str, str]], now: float) -> None:
+        """The other workers of this sidecar, with their addresses. They have no room of their own."""
+        for name, address in named:
+            peer = self._peers.get(name)
+            if peer is None:
+                peer = self._peers[name] = _Peer(name)
+                peer.is_mate = True
+            peer.address, peer.named_at = address, now
 
     @property
     def known(self) -> list[KnownPeer]:
@@ -278,7 +300,9 @@ class Placement:
         """Ask until ``most`` replicas are asked, or ask ``more`` of those with room."""
         sequences, kv_tokens = pending.cost.sequences, pending.cost.kv_tokens
         asked = {ask.peer for ask in under_way}
-        usable = [p for p in self._peers.values() if p.avoid_until <= now and p.name not in asked]
+        usable = [
+            p for p in self._peers.values() if p.avoid_until <= now and p.name not in asked and not p.is_mate
+        ]
         with_room = [p for p in usable if _fits(p, sequences, kv_tokens, now)]
         chosen = self._choose(with_room, more or most - len(asked))
         if wait_s > 0 and not more and len(chosen) + len(asked) < most:

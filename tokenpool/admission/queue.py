@@ -170,6 +170,17 @@ class AdmissionQueue:
             count -= 1
         return count > 0
 
+    def first_for_engine(self) -> PendingRequest | None:
+        """The request that comes first of those that need the engine; ``None`` if none does."""
+        heap = self._engine
+        while heap:
+            pending = heap[0][3]
+            if not pending.has_left and pending.waits_for is WaitsFor.ENGINE and self._is_first(pending):
+                return pending
+            heappop(heap)
+            pending.is_listed = False
+        return None
+
     # --- waits for room ---
 
     def may_wait(

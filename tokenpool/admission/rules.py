@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final
 
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.group_accounts import group_name, has_room
@@ -26,12 +26,12 @@ from tokenpool.outcomes import Reason
 from tokenpool.pricing.cost import Ask, Cost
 from tokenpool.quotas.budget import Exhausted
 
-SHORTEST_WAIT_S = 0.05
+SHORTEST_WAIT_S: Final = 0.05
 """The shortest time in seconds that a refusal asks its client to wait: about two decode steps."""
-LONGEST_WAIT_S = 600.0
+LONGEST_WAIT_S: Final = 600.0
 """The longest time in seconds that a refusal asks its client to wait."""
 
-QUOTA_RETRY_S = 1.0
+QUOTA_RETRY_S: Final = 1.0
 """The time in seconds after which a request is sent again that the rest of a quota would cover, if running
 requests did not hold it. They end after seconds."""
 
@@ -47,10 +47,8 @@ class EngineQueue(enum.Enum):
     """A request inside its guarantee may also wait behind other requests."""
 
 
-class Admit(NamedTuple):
-    """The request may run. Its ticket must be settled exactly once."""
-
-    ticket: Ticket
+_NONE: Final = EngineQueue.NONE
+_ANY: Final = EngineQueue.ANY
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +84,10 @@ def admit(
     is_counted: bool = False,
     place: Place | None = None,
     may_queue: EngineQueue = EngineQueue.ANY,
-) -> Admit | Shed:
+) -> Ticket | Shed:
     """Decide about a request, and reserve its cost if it may run. The offer counts as demand in both cases.
+
+    A ticket must be settled exactly once.
 
     The account must be active, so that its limits are those of the last plan. ``is_retry`` states that the
     same request was shed recently, so it does not raise the scale hint. ``is_counted`` states that an earlier
@@ -106,7 +106,7 @@ def admit(
         refusal = engine_full(ledger, account, cost, room, may_queue=may_queue)
         if refusal is not None:
             return refusal
-    return Admit(ledger.reserve(account, ask, cost, now, place))
+    return ledger.reserve(account, ask, cost, now, place)
 
 
 def count_offer(account: Account, cost: Cost, *, is_retry: bool = False) -> None:
@@ -129,10 +129,20 @@ def _over_group(group: Account, cost: Cost, now: float) -> Shed | None:
 
 def account_never_fits(account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
     """The refusal of a cost that never fits, by the ceiling of the entitlement or of a group."""
-    refusal = never_fits(account.entitlement.ceiling, cost, room)
+    kv_tokens, sequences = cost.kv_tokens, cost.sequences
+    if (
+        kv_tokens > account.ceiling_kv
+        or kv_tokens > room.kv_tokens
+        or sequences > account.ceiling_sequences
+        or sequences > room.slots
+        or account.ceiling_rate <= 0
+    ):
+        return never_fits(account.entitlement.ceiling, cost, room)
     for group in account.groups:
-        refusal = refusal or never_fits(group.entitlement.ceiling, cost, room)
-    return refusal
+        refusal = never_fits(group.entitlement.ceiling, cost, room)
+        if refusal is not None:
+            return refusal
+    return None
 
 
 def never_fits(ceiling: Amount, cost: Cost, room: EngineRoom) -> Shed | None:
@@ -164,12 +174,11 @@ def over_limit(account: Account, cost: Cost, now: float) -> Shed | None:
         refusal = _over_group(group, cost, now)
         if refusal is not None:
             return refusal  # a full group also lowers the limits of its members, so it is the cause
-    limit = account.limit
     if account.bucket.refill(now) <= 0:
         return _over_throughput(account, cost) if account.level <= 0 else _not_in_time(account, cost)
-    if account.kv_in_use + cost.kv_tokens > limit.kv_tokens:
+    if account.kv_in_use + cost.kv_tokens > account.limit_kv:
         return _over_gauge(account, cost, Dimension.KV_TOKENS)
-    if account.concurrency_in_use + cost.sequences > limit.concurrency:
+    if account.concurrency_in_use + cost.sequences > account.limit_sequences:
         return _over_gauge(account, cost, Dimension.CONCURRENCY)
     return None
 
@@ -286,24 +295,24 @@ def engine_full(
     if room.is_down:
         # Slots become free on the other replicas only. Each is assumed to have as many as the engine here.
         return _full(Dimension.CONCURRENCY, 0.0, 0.0, cost.sequences, ledger, room.slots)
-    assured, kv_tokens, sequences = account.assured, cost.kv_tokens, cost.sequences
+    kv_tokens, sequences, may_join = cost.kv_tokens, cost.sequences, may_queue is not _NONE
     running = ledger.concurrency_in_use + room.foreign_sequences
     own = account.concurrency_in_use + sequences
     is_assured = (
-        may_queue is not EngineQueue.NONE
-        and own <= assured.concurrency
+        may_join
+        and own <= account.assured_sequences
         and (
             not account.has_peers
-            or (may_queue is EngineQueue.ANY and own <= account.entitlement.guarantee.concurrency)
+            or (may_queue is _ANY and own <= account.guarantee_sequences)
             or running - ledger.preemptible_in_use + sequences <= room.slots
         )
     )
     queue = max(room.queue, room.preemptible_queue) if account.is_preemptible else room.queue
-    open_slots = room.slots + (queue if may_queue is not EngineQueue.NONE else 0.0) - room.reserved_slots
+    open_slots = room.slots + (queue if may_join else 0.0) - room.reserved_slots
     if not is_assured and running + sequences > open_slots:
         return _full(Dimension.CONCURRENCY, open_slots, running, sequences, ledger, ledger.concurrency_in_use)
     resident = ledger.kv_in_use + room.foreign_kv_tokens
-    is_assured = may_queue is not EngineQueue.NONE and account.kv_in_use + kv_tokens <= assured.kv_tokens
+    is_assured = may_join and account.kv_in_use + kv_tokens <= account.assured_kv
     if resident + kv_tokens > room.kv_tokens and not is_assured:
         return _full(
             Dimension.KV_TOKENS, room.kv_tokens, resident, kv_tokens, ledger, ledger.concurrency_in_use

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
@@ -32,6 +33,7 @@ from tokenpool.admission.rules import (
     refused_with_any_lease,
 )
 from tokenpool.capacity.room import EngineRoom
+from tokenpool.capacity.shared_room import SharedRoom, Waiting
 from tokenpool.capacity.slo_controller import SloController
 from tokenpool.control.arrival import Arrival
 from tokenpool.control.effects import Effects
@@ -49,20 +51,22 @@ from tokenpool.pricing.cost import Ask, Cost, Usage
 from tokenpool.quotas.budget import Budget, Exhausted, QuotaHold
 from tokenpool.quotas.quotas import Quotas
 
-LIMITED = frozenset({Reason.TOKENS_PER_SECOND, Reason.KV_TOKENS, Reason.CONCURRENCY})
+_FINISHED: Final = Ending.FINISHED
+_QUEUE_NONE: Final = EngineQueue.NONE
+LIMITED: Final = frozenset({Reason.TOKENS_PER_SECOND, Reason.KV_TOKENS, Reason.CONCURRENCY})
 """The reasons of a refusal by a limit."""
-PLACE_S = 0.03
+PLACE_S: Final = 0.03
 """If another replica had room as last known, a request looks there for these seconds. Then it may join the
 queue of a full engine here. An ask takes about 0.5 ms, and more at a busy replica."""
-MOST_ASKING = 8
+MOST_ASKING: Final = 8
 """The most requests of one sidecar that ask other replicas at a time: the first of each entitlement.
 
 Requests of lower rank do not count. So a backlog beyond limits does not keep requests within theirs from
 asking."""
 
-MOST_SENT_BYTES = 64 * 1024
+MOST_SENT_BYTES: Final = 64 * 1024
 """The longest body in bytes that is sent together with its ask. A replica without room gets it in vain."""
-MOST_TRIED = 64
+MOST_TRIED: Final = 64
 """The most waiting entitlements that are tried when an answer names replicas, or an ask is refused."""
 
 
@@ -92,8 +96,12 @@ class AdmissionControl:
         self.free_capacity = FreeCapacity(self.ledger, queue, now)
         """The free capacity of a lone sidecar. Requests beyond their limits may use it."""
         self._shadow = ShadowDecisions(self.ledger, queue, self.free_capacity, leases, placement)
-        self.room = EngineRoom(0.0, 0.0)
-        """The engine's room, with reserved slots and queues."""
+        self.room = self._engine_room = EngineRoom(0.0, 0.0)
+        """The engine's room, with reserved slots and queues. With other workers, their load is foreign."""
+        self.mates: SharedRoom | None = None
+        """The room that the workers of this sidecar share; ``None`` without other workers."""
+        self.mates_at = ""
+        """The address of another worker's peer port, without its number at the end."""
         self.slo = SloController(now)
         self.preemption = Preemption()
         self.preferring = Preferring()
@@ -172,6 +180,8 @@ class AdmissionControl:
         account, cost = arrival.account, arrival.cost
         if not account.is_active:
             self.active.touch(account, now)
+        if self.mates is not None:
+            self._look(self.mates, now)
         leases = self.leases
         if leases is not None and not leases.covers(account, cost, now):
             pending = self._pending(arrival, now)
@@ -210,7 +220,7 @@ class AdmissionControl:
             is_counted=is_again,
             streams=arrival.streams,
             place=sent.place if sent is not None else None,
-            may_queue=EngineQueue.NONE if looks_elsewhere else self._engine_queue(),
+            may_queue=_QUEUE_NONE if looks_elsewhere else self._engine_queue(),
         )
         if isinstance(outcome, Ticket):
             if sent is not None:
@@ -252,12 +262,15 @@ class AdmissionControl:
         """
         if not account.is_active:
             self.active.touch(account, now)
+        if self.mates is not None:
+            self._look(self.mates, now)
         if refusal is not None:
             verdict, hold = refused(refusal), None
         else:
             quotas = self.quota_waits.quotas if self.quota_waits is not None else None
             verdict, hold = self._shadow.verdict(account, shadow, cost, self.room, now, quotas, budgets)
         ticket = self._shadow.admit(account, shadow, ask, cost, verdict, now)
+        self._state_load()
         ticket.streams, ticket.hold = streams, hold
         return ticket
 
@@ -442,11 +455,13 @@ class AdmissionControl:
         """Decide a priced request now. ``place`` is another replica that keeps room for it."""
         if not account.is_active:
             self.active.touch(account, now)  # it may have become idle while the request waited
+        if self.mates is not None:
+            self._look(self.mates, now)
         room, retries = self.room, account.retries
         if (
             room.preemptible_queue
             and account.is_preemptible
-            and (may_queue is EngineQueue.NONE or self._is_engine_queue_closed(now))
+            and (may_queue is _QUEUE_NONE or self._is_engine_queue_closed(now))
         ):
             room = replace(room, preemptible_queue=0.0)
         is_retry = retries.is_retry(body, now)
@@ -477,11 +492,12 @@ class AdmissionControl:
                 return decision
         if is_retry:
             retries.admitted(body)
-        ticket = decision.ticket
+        ticket = decision
         ticket.streams = streams
         ticket.is_guaranteed = account.is_inside_guarantee()
         ticket.uses_free_capacity = account.take_free_use()
         if place is None:  # otherwise it takes no room here
+            self._state_load()
             self._effects.end(self.preemption.admitted(ticket, self.ledger, self.room))
         return ticket
 
@@ -549,6 +565,8 @@ class AdmissionControl:
 
         ``ended`` is the account whose request has ended, if nothing else changed.
         """
+        if self.mates is not None:
+            self._look(self.mates, now)
         self.serve_lease_waits(now)
         if ended is not None and ended.groups:
             ended = None  # a request of another member of its groups may fit now
@@ -560,8 +578,8 @@ class AdmissionControl:
 
     def _offer_room(self, leases: Leases, now: float) -> None:
         """Requests that wait for a larger lease may use the free room of the engine here."""
-        room = self.stated_room()
-        if room.sequences >= 1 and leases.has_room_here(room.kv_tokens, room.sequences):
+        sequences, kv_tokens = self._free_room()
+        if sequences >= 1 and leases.has_room_here(min(max(kv_tokens, 0.0), MOST_ROOM), sequences):
             self.serve_lease_waits(now)
 
     def serve_lease_waits(self, now: float) -> None:
@@ -728,6 +746,7 @@ class AdmissionControl:
         if ticket in self.preemption.ending:
             return False
         self.ledger.move(ticket, ask.place)
+        self._state_load()
         self.preemption.left(ticket)
         self.preferring.runs(ticket, ask.preference)
         self.serve(now)
@@ -739,6 +758,9 @@ class AdmissionControl:
         if placement is None:
             return
         placement.learn(peers, now)
+        if self.mates is not None:
+            named = [(f"worker {each}", f"{self.mates_at}{each}") for each in self.mates.others(now)]
+            placement.learn_mates(named, now)
         for pending in list(placement.asks):
             if placement.has_room(pending.cost.sequences, pending.cost.kv_tokens, now):
                 self._effects.ask(placement.ask(pending, pending.deadline - now, now, more=1))
@@ -839,20 +861,26 @@ class AdmissionControl:
         if self.placement is not None:
             self.placement.failed(place.peer, now)
 
-    def stated_room(self) -> ReplicaRoom:
-        """The free room here, for the other replicas."""
+    def _free_room(self) -> tuple[float, float]:
+        """Free sequences here, less those that wait for the engine, and free KV tokens."""
         ledger, room = self.ledger, self.room
         if not self.is_serving:
-            return ReplicaRoom(0.0, 0.0, ledger.spent)
+            return 0.0, 0.0
         # Surplus counts here: a request that has room on another replica should run there.
         sequences = room.slots - room.reserved_slots - ledger.concurrency_in_use - room.foreign_sequences
         sequences -= ledger.surplus_concurrency
         kv_tokens = room.kv_tokens - ledger.kv_in_use - room.foreign_kv_tokens - ledger.surplus_kv
+        return max(max(sequences, 0.0) - self.queue.waiting_for_engine, 0.0), kv_tokens
+
+    def stated_room(self) -> ReplicaRoom:
+        """The free room here, for the other replicas. Each worker states its part of the engine's."""
+        if not self.is_serving:
+            return ReplicaRoom(0.0, 0.0, self.ledger.spent)
+        sequences, kv_tokens = self._free_room()
+        if self.mates is not None:
+            sequences, kv_tokens = sequences / self.mates.workers, kv_tokens / self.mates.workers
         return ReplicaRoom(
-            min(max(kv_tokens, 0.0), MOST_ROOM),
-            max(sequences - self.queue.waiting_for_engine, 0.0),
-            ledger.spent,
-            self.peer_address,
+            min(max(kv_tokens, 0.0), MOST_ROOM), sequences, self.ledger.spent, self.peer_address
         )
 
     def stated_cache(self, now: float) -> str:
@@ -906,7 +934,8 @@ class AdmissionControl:
         Raises ``TicketEnded`` the second time.
         """
         self.ledger.settle(ticket, spent, ending, now, reported=reported)
-        if ending is Ending.FINISHED and not self.peer_accounts.has(ticket.account):
+        self._state_load()
+        if ending is _FINISHED and not self.peer_accounts.has(ticket.account):
             self.preferring.finished(ticket, spent, self._caches, now, reported=reported)
         else:
             self.preferring.forget(ticket)
@@ -921,15 +950,53 @@ class AdmissionControl:
         """The number of slots to reserve, of ``slots``, while guaranteed requests miss their SLO."""
         return self.slo.judge(slots, now) if self._has_slo_feedback else 0.0
 
-    def engine_refused(self, room: EngineRoom) -> None:
-        """The engine has just refused a connection. The next event decides the waiting requests."""
-        self.room = room
+    def use_room(self, room: EngineRoom) -> None:
+        """Use this room of the engine from now on. The next event decides the waiting requests."""
+        self.room = self._engine_room = room
 
     def engine_changed(self, room: EngineRoom, now: float) -> None:
         """Use the room of a new observation of the engine."""
-        self.room = room
+        self.use_room(room)
         self._effects.end(self.preemption.surplus(self.ledger, room))
         self.serve(now)
+
+    # --- other workers of this sidecar ---
+
+    def load(self) -> tuple[int, int]:
+        """Sequences and KV tokens that this sidecar has put on the engine, with all workers."""
+        if self.mates is not None:
+            self._state_load()
+            return self.mates.load()
+        ledger = self.ledger
+        return ledger.concurrency_in_use + ledger.surplus_concurrency, ledger.kv_in_use + ledger.surplus_kv
+
+    def _look(self, mates: SharedRoom, now: float) -> None:
+        """See the room that the other workers leave now."""
+        self.room = mates.seen_here(self._engine_room, now)
+
+    def _state_load(self) -> None:
+        """Let the other workers see the load of this one."""
+        if self.mates is not None:
+            ledger = self.ledger
+            self.mates.use(
+                ledger.concurrency_in_use, ledger.kv_in_use, ledger.surplus_concurrency, ledger.surplus_kv
+            )
+
+    def share_room(self, now: float) -> int | None:
+        """State the request that waits first here. Returns the worker that should ``serve`` now, if any."""
+        mates = self.mates
+        if mates is None:
+            return None
+        self._state_load()
+        first = self.queue.first_for_engine()
+        waiting = None
+        if first is not None:
+            cost = first.cost
+            waiting = Waiting(
+                first.rank, first.deadline, mates.index, float(cost.sequences), float(cost.kv_tokens)
+            )
+        mates.wait(waiting, now)
+        return mates.next_to_try(self._engine_room, now)
 
 
 def _rank_of_ask(pending: PendingRequest) -> int:

@@ -31,6 +31,9 @@ from tokenpool.quotas.messages import QuotaAnswer, QuotaMessage
 from tokenpool.quotas.quotas import Crossed, Quotas
 
 NOTHING_SPENT = Usage(0, 0)
+MOST_ROUNDS = 8
+"""The most requests that one event admits because other workers have left room to them. The next event admits
+more."""
 
 
 class Waiter(Protocol):
@@ -70,6 +73,9 @@ class Ports(Protocol):
 
     def cancel(self, ask: PeerAsk) -> None:
         """The request of an ask needs no room any more. No answer to the ask may follow."""
+
+    def ring(self, worker: int) -> None:
+        """Let another worker of this sidecar ``serve``: a request that waits there may have room."""
 
     def failed(self, what: str, error: Exception) -> None:
         """Log the failure of one step by a defect. The other steps continue."""
@@ -150,6 +156,8 @@ class Driver:
         control, sync = self.control, self.sync
         if control.has_effects:
             self._perform()
+        if control.mates is not None:
+            self._share_room(control.mates.index)
         if sync is not None and sync.is_message_due:
             self._send(self._ports.now())
         if control.quota_waits is not None and control.quota_waits.quotas.is_due:
@@ -175,6 +183,19 @@ class Driver:
                     self._start(self._to_start.pop(0))
         finally:
             self._is_acting = False
+
+    def _share_room(self, own: int) -> None:
+        """State this worker's use of the engine, and let the request that comes first take free room."""
+        for _ in range(MOST_ROUNDS):
+            worker = self.control.share_room(self._ports.now())
+            if worker is None:
+                return
+            if worker != own:
+                self._ports.ring(worker)
+                return
+            self.control.serve(self._ports.now())
+            if self.control.has_effects:
+                self._perform()
 
     def _end(self, ticket: Ticket) -> None:
         if ticket.ending is not None:
@@ -265,7 +286,8 @@ class Driver:
             except Exception as error:
                 # The messages are sent nevertheless: without renewals, all leases would expire.
                 self._ports.failed("the tick of the leases failed", error)
-            self._send(self._ports.now())
+            while self._send_one(self._ports.now()):
+                yield
 
     def answered(self, message: Message, answer: Answer) -> None:
         """The lease store answered a message."""
@@ -371,11 +393,20 @@ class Driver:
         return ReplicaRoom(room.kv_tokens, room.sequences, room.tokens_spent, room.address, cached)
 
     def _send(self, now: float) -> None:
+        """Send all due messages to the lease store."""
+        while self._send_one(now):
+            pass
+
+    def _send_one(self, now: float) -> bool:
+        """Send the next due message. Returns whether there was one."""
         if self.sync is None or self._is_stopped:
-            return
+            return False
         try:
-            for message in self.sync.messages(now):
+            message = self.sync.next_message(now)
+            if message is not None:
                 self._ports.send_message(replace(message, room=self._room(now)))
         except Exception as error:
             # A defect must not reach the request that is being served: the next interval tries again.
             self._ports.failed("a message to the lease store could not be made", error)
+            return False
+        return message is not None

@@ -13,7 +13,7 @@ number of credentials.
 - A credential that ended long ago is removed. Removal is no entry: each reader forgets such ones by itself.
 
 The lease store does not decode a record (``wire.CredentialRecord``). ``CredentialFeed`` has the rules of
-``put_credentials.lua``, for tests only.
+``put_credentials.lua``, for the workers of one pod and the tests.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from typing import Final
 
 from tokenpool.accounting.account import Account, PoolView
 from tokenpool.accounting.bucket import bucket_depth
@@ -35,24 +36,26 @@ from tokenpool.leases.waits import LeaseWaits, may_be_inside_guarantee
 from tokenpool.planning.idle import IdleTerms, idle_share
 from tokenpool.pricing.cost import Cost
 
-ROUND_TRIP_KEPT = 0.8
+ROUND_TRIP_KEPT: Final = 0.8
 """The part of a long round trip that remains after each answer, because one quick answer proves nothing."""
-MARGIN = 0.2
+MARGIN: Final = 0.2
 """The part of a lifetime by which a lease expires here before it does in the lease store."""
-HORIZON = 2.0
+HORIZON: Final = 2.0
 """Intervals of demand for which tokens are held: a message may be one interval late."""
 ASK_AGAIN_S, LONGEST_ASK_AGAIN_S = 0.006, 0.2
 """The time after which a waiting request asks again without a notification. It grows, but stays below the
 time for which the lease store remembers waiting sidecars (``WAIT_S``)."""
-AMPLE = 0.25
+AMPLE: Final = 0.25
 """The part of live capacity that must be free, in each dimension, for an admission before the report."""
-AHEAD_SHARE = 0.5
+AHEAD_SHARE: Final = 0.5
 """The part of the free capacity that all sidecars together may take before they report it."""
-MOST_TRIED = 16
+MOST_TRIED: Final = 16
 """The most entitlements whose waiting requests are tried when the engine here has free room: those that have
 waited longest. Their number is bounded, because they are tried at the end of each request."""
-FRESH_INTERVALS = 2.0
+FRESH_INTERVALS: Final = 2.0
 """The largest age of the entitlement's last answer, in intervals, for an admission before the report."""
+
+_JOINED: Final = Mode.JOINED
 
 
 class Leases:
@@ -168,16 +171,16 @@ class Leases:
         """
         if now >= self.expires_at:
             self.expire(now)
-        name = account.entitlement.name
+        name = account.name
         state = self.states.get(name)
         if self.accounts.get(name) is not account:
             return True  # the entitlement was removed meanwhile: the local limits of this account decide
         if state is None:
             state = self.activate(name, account, now)
         for group in account.groups:
-            if group.entitlement.name not in self.states:
-                self.activate(group.entitlement.name, group, now)
-        if self.mode is not Mode.JOINED:
+            if group.name not in self.states:
+                self.activate(group.name, group, now)
+        if self.mode is not _JOINED:
             return self.mode is not Mode.EXPIRED
         if self.queue.waiting_for_lease(name):
             return False
@@ -221,11 +224,10 @@ class Leases:
 
     @staticmethod
     def _is_enough(account: Account, cost: Cost) -> bool:
-        limit = account.limit
         return (
             account.bucket.level >= cost.throughput
-            and account.concurrency_in_use + cost.sequences <= limit.concurrency
-            and account.kv_in_use + cost.kv_tokens <= limit.kv_tokens
+            and account.concurrency_in_use + cost.sequences <= account.limit_sequences
+            and account.kv_in_use + cost.kv_tokens <= account.limit_kv
         )
 
     def _take_ahead(self, account: Account, state: LeaseState, cost: Cost, now: float) -> bool:

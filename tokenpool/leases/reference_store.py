@@ -1,8 +1,8 @@
-"""The rules of the lease store in Python, for tests and the simulation only.
+"""The rules of the lease store in Python, for the workers of one pod, the simulation and the tests.
 
-Production runs the same rules as scripts in Redis (``tokenpool/store``). One contract suite sends the same
-calls to both and requires the same answers. Pure: ``now`` is in seconds of the caller's clock. A *holder* is
-a sidecar.
+The sidecars of several pods use the same rules as scripts in Redis (``tokenpool/store``). One contract suite
+sends the same calls to both and requires the same answers. Pure: ``now`` is in seconds of the caller's clock.
+A *holder* is a sidecar, or one worker of a sidecar.
 
 - The store never grants leases of an entitlement that add up to more than its limit. The sum is larger only
   if requests already run: after a limit shrank, or after the store lost its content.
@@ -173,12 +173,13 @@ class _Holder:
 
 
 class ReferenceLeaseStore:
-    """The lease store of one pool. Used by tests, their memory store and the simulation only."""
+    """The lease store of one pool in the memory of one process."""
 
-    def __init__(self, now: float, lifetime_s: float) -> None:
+    def __init__(self, now: float, lifetime_s: float, *, is_first: bool = False) -> None:
+        """``is_first`` states that no holder runs yet, so that the store is open until the first silence."""
         self._lifetime_s = lifetime_s
-        self._opens_at = now + lifetime_s
-        self._heard_at = now
+        self._opens_at = now if is_first else now + lifetime_s
+        self._heard_at = math.inf if is_first else now
         self._published_at = -math.inf
         self._limits: dict[str, Limit] = {}
         self._terms = IdleTerms()

@@ -66,6 +66,8 @@ class SidecarReport:
     first_tokens: Mapping[str, tuple[float, tuple[int, ...]]] = field(default_factory=dict)
     """Times to first token since this sidecar started: their sum in seconds, and counts by
     ``FIRST_TOKEN_BOUNDS_S``. Only for entitlements in ``outcomes`` with changes in the last few seconds."""
+    workers: int = 1
+    """The number of processes of its sidecar. Each has a report of its own, with its part of ``capacity``."""
 
 
 class _Prices(msgspec.Struct, array_like=True, frozen=True):

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tokenpool.amounts import NOTHING
 from tokenpool.planning.claims import GroupClaim
-from tokenpool.planning.tree_filling import GroupNode, TreeFilling
+from tokenpool.planning.curves import GroupNode
+from tokenpool.planning.filling import Filling
 from tokenpool.planning.vectors import DIMENSIONS, EPSILON, ZERO, Vector, counted, larger, smaller
 
 
@@ -29,7 +30,7 @@ class Tree:
             if min(group.ceiling.values()) < math.inf
         }
         """The room of each group with a ceiling, at the beginning of the stage."""
-        self._filling: TreeFilling | None = None
+        self._filling: Filling | None = None
 
     def place(self, names: Sequence[str | None]) -> None:
         """Place the claims, by the names of their groups. Called once."""
@@ -92,7 +93,7 @@ class Tree:
     ) -> None:
         """Set the claims to fill. ``held`` is changed by ``top_up``."""
         self._held, self._demands = held, demands
-        self._filling = TreeFilling(demands, held, dominants, weights, capacity)
+        self._filling = Filling(demands, held, dominants, weights, capacity)
 
     # --- the stages ---
 
@@ -121,7 +122,7 @@ class Tree:
         self._top.limit_to(left)
         return self._fill(self._top).parts
 
-    def _fill(self, node: GroupNode) -> TreeFilling:
+    def _fill(self, node: GroupNode) -> Filling:
         filling = self._filling
         assert filling is not None
         filling.fill(node)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tokenpool.entitlements import Entitlement, Pricing
 from tokenpool.pricing.estimators import Coverage
@@ -18,58 +18,146 @@ from tokenpool.pricing.learned_costs import LearnedByTarget, LearnedCosts
 from tokenpool.pricing.statistics import EntitlementStatistics, TargetStatistics, combined
 from tokenpool.pricing.statistics import of_outputs as output_statistics
 
-WINDOW = -1
+WINDOW: Final = -1
 """An input bound that stands for the engine's context window, of any length."""
-RATIO_DECAY = 0.99
+RATIO_DECAY: Final = 0.99
 """Each later request multiplies a request's weight in the ratio of reserved to produced tokens by this."""
 
 
-class Ask(NamedTuple):
+_ASK: Final = (
+    "text_bytes",
+    "token_ids",
+    "images",
+    "audios",
+    "tools",
+    "prompts",
+    "sequences_per_prompt",
+    "output_bound",
+    "target",
+    "prefixes",
+    "input_bound",
+    "pads_input",
+)
+
+
+class Ask:
     """The fields of a request that determine its cost, read from the request alone."""
 
-    text_bytes: int = 0
-    """Bytes of prompt text and tool definitions, over all prompts."""
-    token_ids: int = 0
-    """Input tokens that the client sent as token ids, over all prompts. This number is exact."""
-    images: int = 0
-    audios: int = 0
-    tools: int = 0
-    prompts: int = 1
-    sequences_per_prompt: int = 1
-    output_bound: int | None = None
-    """The output bound per sequence that the engine obeys; ``None`` = up to the window, 0 = no output."""
-    target: Target = ("", "")
-    """Route and model. Each target has its own learned costs."""
-    prefixes: tuple[int, ...] = ()
-    """Keyed hashes of the prompt's first ``learned_costs.PREFIX_BYTES``, shortest first. A short prompt has
-    fewer of them."""
-    input_bound: int | None = None
-    """Tokens of one prompt's text that the engine keeps, or ``WINDOW``; ``None`` = the engine cuts nothing.
+    __slots__ = _ASK
 
-    Images and audio parts are not part of this bound: the engine expands them after it cuts the text.
-    """
-    pads_input: bool = False
-    """Whether the engine pads every prompt to the context window."""
+    def __init__(
+        self,
+        text_bytes: int = 0,
+        token_ids: int = 0,
+        images: int = 0,
+        audios: int = 0,
+        tools: int = 0,
+        prompts: int = 1,
+        sequences_per_prompt: int = 1,
+        output_bound: int | None = None,
+        target: Target = ("", ""),
+        prefixes: tuple[int, ...] = (),
+        input_bound: int | None = None,
+        pads_input: bool = False,
+    ) -> None:
+        self.text_bytes = text_bytes
+        """Bytes of prompt text and tool definitions, over all prompts."""
+        self.token_ids = token_ids
+        """Input tokens that the client sent as token ids, over all prompts. This number is exact."""
+        self.images = images
+        self.audios = audios
+        self.tools = tools
+        self.prompts = prompts
+        self.sequences_per_prompt = sequences_per_prompt
+        self.output_bound = output_bound
+        """The output bound per sequence that the engine obeys; ``None`` = up to the window, 0 = no output."""
+        self.target = target
+        """Route and model. Each target has its own learned costs."""
+        self.prefixes = prefixes
+        """Keyed hashes of the prompt's first ``learned_costs.PREFIX_BYTES``, shortest first. A short prompt
+        has fewer of them."""
+        self.input_bound = input_bound
+        """Tokens of one prompt's text that the engine keeps, or ``WINDOW``; ``None`` = the engine cuts
+        nothing. Images and audio parts are not part of this bound: the engine expands them after it cuts the
+        text."""
+        self.pads_input = pads_input
+        """Whether the engine pads every prompt to the context window."""
+
+    def _key(self) -> tuple[object, ...]:
+        return tuple([getattr(self, name) for name in _ASK])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ask) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        return f"Ask{self._key()}"
+
+    def changed(self, **changes: Any) -> Ask:
+        """The same ask with other values of some fields."""
+        return Ask(**({name: getattr(self, name) for name in _ASK} | changes))
 
 
-class Cost(NamedTuple):
+_COST: Final = (
+    "input_tokens",
+    "output_tokens",
+    "sequences",
+    "throughput",
+    "kv_tokens",
+    "cached_tokens",
+    "expert",
+    "predicted",
+)
+
+
+class Cost:
     """A request's price."""
 
-    input_tokens: int
-    """Input tokens over all prompts. Each prompt counts once, because its sequences share the prefill."""
-    output_tokens: int
-    """Expected output tokens, over all sequences."""
-    sequences: int
-    throughput: float
-    """The charge to the token bucket, in weighted tokens."""
-    kv_tokens: int
-    """KV-cache tokens that all sequences hold at their end, in whole blocks."""
-    cached_tokens: int = 0
-    """Input tokens that the engine is expected to have in its prefix cache. They are held, but not
-    charged."""
-    expert: int = 0
-    """The depth of the expert that estimated the output: the number of the request's prefixes on its path. 0
-    means the learned costs of the route and model. ``Ask.target`` and ``Ask.prefixes`` complete the path."""
+    __slots__ = _COST
+
+    def __init__(
+        self,
+        input_tokens: int,
+        output_tokens: int,
+        sequences: int,
+        throughput: float,
+        kv_tokens: int,
+        cached_tokens: int = 0,
+        expert: int = 0,
+        predicted: int = 0,
+    ) -> None:
+        self.input_tokens = input_tokens
+        """Input tokens over all prompts. Each prompt counts once, because its sequences share the prefill."""
+        self.output_tokens = output_tokens
+        """Expected output tokens, over all sequences."""
+        self.sequences = sequences
+        self.throughput = throughput
+        """The charge to the token bucket, in weighted tokens."""
+        self.kv_tokens = kv_tokens
+        """KV-cache tokens that all sequences hold at their end, in whole blocks."""
+        self.cached_tokens = cached_tokens
+        """Input tokens that the engine is expected to have in its prefix cache. They are held, but not
+        charged."""
+        self.expert = expert
+        """The depth of the expert that estimated the output: the number of the request's prefixes on its
+        path. 0 means the learned costs of the route and model. ``Ask.target`` and ``Ask.prefixes`` complete
+        the path."""
+        self.predicted = predicted
+        """The output of one sequence that this expert predicted, before the request's bound. 0: not known."""
+
+    def _key(self) -> tuple[object, ...]:
+        return tuple([getattr(self, name) for name in _COST])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Cost) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        return f"Cost{self._key()}"
 
 
 class Usage(NamedTuple):
@@ -127,19 +215,18 @@ class Pricer:
 
     def price(self, ask: Ask, engine: EngineShape) -> Cost:
         """The cost of a request before it runs."""
-        pricing = self._pricing
-        text_bytes, token_ids, images, audios, tools, prompts, per_prompt, bound, target, prefixes, _, _ = ask
-        learned = self._learned_by_target.of(target)
-        input_tokens = (
-            math.ceil(learned.input.expect(text_bytes, prompts)) + token_ids + tools * pricing.tool_tokens
-        )
+        pricing, prompts, prefixes = self._pricing, ask.prompts, ask.prefixes
+        learned = self._learned_by_target.of(ask.target)
+        input_tokens = math.ceil(learned.input.expect(ask.text_bytes, prompts)) + ask.token_ids
+        input_tokens += ask.tools * pricing.tool_tokens if ask.tools else 0
         if ask.input_bound is not None or ask.pads_input:
             input_tokens = self._kept(input_tokens, ask, engine.context_window)
-        input_tokens += images * pricing.image_tokens + audios * pricing.audio_tokens
+        if ask.images or ask.audios:
+            input_tokens += ask.images * pricing.image_tokens + ask.audios * pricing.audio_tokens
         cached_tokens = depth = 0
-        expected = learned.output.value
+        expected = predicted = learned.output.value
         if prefixes:
-            nodes = self._experts.of(target)
+            nodes = self._experts.of(ask.target)
             if nodes is not None:
                 raised = 0
                 for depth in range(len(prefixes), 0, -1):
@@ -148,7 +235,7 @@ class Pricer:
                         if not cached_tokens:
                             cached_tokens = node.cached_tokens
                         if node.is_certified:
-                            expected = node.reserve
+                            expected = predicted = node.reserve
                             break
                         if node.reserve > raised:
                             raised = node.reserve
@@ -159,10 +246,10 @@ class Pricer:
                 # The engine always computes the last token.
                 if cached_tokens >= input_tokens:
                     cached_tokens = input_tokens - 1 if input_tokens > 0 else 0
-        sequences = prompts * per_prompt
+        sequences = prompts * ask.sequences_per_prompt
         # This assumes prompts of equal length. The sum is exact, and the number of whole blocks nearly exact.
         prompt_tokens = -(-input_tokens // prompts)
-        output = self._output_tokens(bound, expected, prompt_tokens, engine)
+        output = self._output_tokens(ask.output_bound, expected, prompt_tokens, engine)
         block_size = engine.block_size
         blocks = -(-(prompt_tokens + output) // block_size)
         output_tokens = output * sequences
@@ -174,6 +261,7 @@ class Pricer:
             blocks * block_size * sequences,
             cached_tokens,
             depth,
+            predicted,
         )
 
     def _kept(self, text_tokens: int, ask: Ask, window: int | None) -> int:
@@ -210,33 +298,43 @@ class Pricer:
         """The usage of a request that ended early: its input, and the output tokens that were relayed."""
         return Usage(cost.input_tokens, relayed_tokens, cost.cached_tokens)
 
-    def learn(self, ask: Ask, usage: Usage, cost: Cost | None = None, *, ran_here: bool = True) -> None:
+    def learn(
+        self, ask: Ask, usage: Usage, cost: Cost | None = None, *, ran_here: bool = True, running: int = 0
+    ) -> None:
         """Learn from a request that an engine finished, and that was priced at ``cost``.
+
+        ``running`` is the number of sequences of the entitlement that were priced and have not ended.
 
         The learned costs of its route and model learn from it. So do all experts on the path of its prefixes.
         The engines of a pool run the same model, so input and output of all of them count. The cached tokens
         of another engine (``ran_here`` is false) do not count: it has another cache.
         """
-        text_bytes, token_ids, images, audios, tools, prompts, per_prompt, bound, target, prefixes, _, _ = ask
-        output = -(-usage.output_tokens // (prompts * per_prompt))
-        is_text = not (images or audios or token_ids) and self._was_read_whole(ask, usage)
-        text_tokens = usage.input_tokens - tools * self._pricing.tool_tokens
+        target, prompts, bound = ask.target, ask.prompts, ask.output_bound
+        input_tokens, output_tokens, cached = usage
+        output = -(-output_tokens // (prompts * ask.sequences_per_prompt))
+        is_text = not (ask.images or ask.audios or ask.token_ids) and self._was_read_whole(ask, input_tokens)
+        text_tokens = input_tokens
+        if ask.tools:
+            text_tokens -= ask.tools * self._pricing.tool_tokens
         learners = self._learned_by_target.learners_of(target)
+        depth, predicted = (cost.expert, cost.predicted) if cost is not None else (0, 0)
         for learned in learners:
             if bound != 0:
-                learned.output.observe(output)
+                own = learned is learners[0] and depth == 0
+                learned.output.observe(output, predicted if own else 0, running)
             if is_text:
-                learned.input.observe(text_bytes / prompts, text_tokens / prompts)
+                learned.input.observe(ask.text_bytes / prompts, text_tokens / prompts)
         expert_output = output if bound != 0 else None
         count = learners[0].observations
-        cached_tokens = usage.cached_tokens if ran_here else None
-        self._experts.observe(target, prefixes, count, expert_output, cached_tokens)
+        cached_tokens = cached if ran_here else None
+        priced_by = (depth, predicted)
+        self._experts.observe(target, ask.prefixes, count, expert_output, cached_tokens, priced_by, running)
         if cost is not None and bound != 0:
-            self.coverage.observe(is_missed=usage.output_tokens > cost.output_tokens)
+            self.coverage.observe(is_missed=output_tokens > cost.output_tokens)
             self._reserved = self._reserved * RATIO_DECAY + cost.output_tokens
-            self._produced = self._produced * RATIO_DECAY + usage.output_tokens
+            self._produced = self._produced * RATIO_DECAY + output_tokens
 
-    def _was_read_whole(self, ask: Ask, usage: Usage) -> bool:
+    def _was_read_whole(self, ask: Ask, input_tokens: int) -> bool:
         """Whether the input tokens that the engine reports cover the whole text of the request.
 
         Twelve texts of 1,200 bytes cut to 100 tokens taught 0.085 tokens per byte; the true ratio was 1.0. So
@@ -250,7 +348,7 @@ class Pricer:
             return True
         window = self._window
         # The engine cuts a generative prompt to one token less than the window.
-        return ask.input_bound == WINDOW and window is not None and usage.input_tokens < window - 1
+        return ask.input_bound == WINDOW and window is not None and input_tokens < window - 1
 
     def learn_cut(self, ask: Ask, output_tokens: int) -> None:
         """Learn from a request that was cut short after ``output_tokens`` were relayed.

@@ -169,9 +169,14 @@ class InputTokens:
         expected = self.offset + self.per_byte * text_bytes
         lowest = expected / self.BAND - self.BAND_TOKENS
         highest = expected * self.BAND + self.BAND_TOKENS
-        tokens = max(lowest, 0.0) if tokens < lowest else highest if tokens > highest else max(tokens, 0)
+        if tokens < lowest:
+            tokens = lowest
+        elif tokens > highest:
+            tokens = highest
+        if tokens < 0.0:
+            tokens = 0.0
         decay = self.DECAY
-        weight = (text_bytes + self.SMALL_BYTES) ** self.SHARPNESS
+        weight = math.pow(text_bytes + self.SMALL_BYTES, self.SHARPNESS)
         weighted = weight * text_bytes
         self._w = self._w * decay + weight
         self._wx = self._wx * decay + weighted
@@ -185,9 +190,17 @@ class InputTokens:
     def _fit(self) -> None:
         w, wx, wy, wxx, wxy = self._w, self._wx, self._wy, self._wxx, self._wxy
         offset = (wy * wxx - wx * wxy) / (w * self.RIDGE * wxx - wx * wx)
-        offset = 0.0 if offset < 0 else min(offset, self.MOST_OFFSET)
+        if offset < 0.0:
+            offset = 0.0
+        elif offset > self.MOST_OFFSET:
+            offset = self.MOST_OFFSET
         self.offset = offset
-        self.per_byte = min(max((wxy - offset * wx) / wxx, self.LOWEST), self.HIGHEST)
+        per_byte = (wxy - offset * wx) / wxx
+        if per_byte < self.LOWEST:
+            per_byte = self.LOWEST
+        elif per_byte > self.HIGHEST:
+            per_byte = self.HIGHEST
+        self.per_byte = per_byte
 
 
 class Coverage:
@@ -196,23 +209,32 @@ class Coverage:
     WINDOW: Final = 128
     _MASK: Final = (1 << 128) - 1
 
-    __slots__ = ("_missed", "predictions")
+    __slots__ = ("_missed", "all_misses", "predictions")
 
     def __init__(self) -> None:
         self._missed = 0
         """A bit for each prediction, the latest one last; 1 if it was exceeded."""
+        self.all_misses = 0
+        """The number of exceeded predictions in the window."""
         self.predictions = 0
         """Predictions in the window."""
 
     def copy(self) -> Coverage:
         """A copy with the same predictions."""
         made = Coverage()
-        made._missed, made.predictions = self._missed, self.predictions
+        made._missed, made.all_misses, made.predictions = self._missed, self.all_misses, self.predictions
         return made
 
     def observe(self, *, is_missed: bool) -> None:
         """Count one prediction."""
-        self._missed = (self._missed << 1 | is_missed) & self._MASK
+        missed = self._missed
+        if missed or is_missed:
+            missed = missed << 1 | is_missed
+            if missed > self._MASK:
+                missed &= self._MASK
+                self.all_misses -= 1
+            self.all_misses += is_missed
+            self._missed = missed
         if self.predictions < self.WINDOW:
             self.predictions += 1
 
@@ -230,15 +252,16 @@ class Coverage:
         self._missed &= (1 << kept) - 1
         for number in range(misses):
             self._missed |= 1 << kept + number * predictions // misses
+        self.all_misses = self._missed.bit_count()
 
-    def misses(self, last: int = WINDOW) -> int:
+    def misses(self, last: int) -> int:
         """The number of exceeded predictions among the ``last``."""
         return (self._missed & ((1 << last) - 1)).bit_count()
 
     @property
     def share(self) -> float:
         """The covered share; 1 without predictions."""
-        return 1.0 - self.misses() / self.predictions if self.predictions else 1.0
+        return 1.0 - self.all_misses / self.predictions if self.predictions else 1.0
 
 
 class OutputQuantile:
@@ -249,6 +272,13 @@ class OutputQuantile:
     So the rank is stable only if the promised share of outputs exceeds the value. A window alone follows a
     change of mix late, and more outputs exceed it than promised. An output equal to the value does not move
     the rank, because with equal outputs no output exceeds the value.
+
+    The errors of two values count: of the value at the pricing of the request, and of the value at its end.
+    The first is the reservation that was made. Of requests that arrive together, the shortest ends first. So
+    the longest ends last, and raises the rank just before the next ones are priced. With the value at the end
+    alone, 92.5 % of the outputs of a trace with such arrivals were covered instead of 90 %. But while many
+    requests run, all of them were priced before the rank could follow, and each of them would correct it once
+    more. With 93 running requests, 85 % were covered. So the first weighs 64 / (64 + running requests).
 
     Until it has observed ``ENOUGH`` outputs, the value is ``PRIOR``. A small number admits rather too many
     requests, and a running request that exceeds its reservation extends it.
@@ -265,6 +295,8 @@ class OutputQuantile:
     - The share of misses among the predictions is at most the promised one plus ``MARGIN``.
     """
 
+    MANY_RUNNING: Final = 64
+    """With so many running requests, the value at the pricing and the value at the end have equal weights."""
     MARGIN: Final = 0.02
     """The tolerance of the promised coverage. The tracked rank stays within 0.009 of it (see the table), so
     a steady workload keeps its certificate."""
@@ -380,13 +412,17 @@ class OutputQuantile:
         self._rank()
         self._certify()
 
-    def observe(self, output_tokens: int) -> None:
-        """Learn the length of one finished sequence."""
+    def observe(self, output_tokens: int, predicted: int = 0, running: int = 0) -> None:
+        """Learn the length of one finished sequence.
+
+        ``predicted`` is the value at its pricing; 0 if it is not known. ``running`` is the number of requests
+        that were priced and have not ended.
+        """
         order, ranked = self._order, self._sorted
         output_tokens = 1 if output_tokens < 1 else min(output_tokens, self.MOST)
         self.observations += 1
         if len(order) >= self.ENOUGH:
-            self._correct(output_tokens)
+            self._correct(output_tokens, predicted, running)
         if len(order) == self._window:
             del ranked[bisect_left(ranked, order.popleft())]
             if self._lent:
@@ -414,15 +450,23 @@ class OutputQuantile:
         elif output_tokens > self.value:
             self.observe(output_tokens)
 
-    def _correct(self, output_tokens: int) -> None:
-        quantile = self._quantile
-        self.coverage.observe(is_missed=output_tokens > self.value)
+    def _correct(self, output_tokens: int, predicted: int, running: int) -> None:
+        value = self.value
+        if not predicted:
+            predicted = value
+        self.coverage.observe(is_missed=output_tokens > predicted)
         if self._own_predictions < Coverage.WINDOW:
             self._own_predictions += 1
-        if output_tokens > self.value:
-            self._level = min(self._level + self.GAIN * quantile, 1.0)
-        elif output_tokens < self.value:
-            self._level = max(self._level - self.GAIN * (1 - quantile), self._lowest())
+        then = self.MANY_RUNNING / (self.MANY_RUNNING + running)
+        move = then * self._error(output_tokens, predicted) + (1.0 - then) * self._error(output_tokens, value)
+        level = self._level + self.GAIN * move
+        self._level = min(max(level, self._lowest()), 1.0)
+
+    def _error(self, output_tokens: int, value: int) -> float:
+        """How far a prediction of ``value`` moves the rank: up if the output exceeds it, else down."""
+        if output_tokens > value:
+            return self._quantile
+        return self._quantile - 1.0 if output_tokens < value else 0.0
 
     def _lowest(self) -> float:
         return max(self._quantile - self.LEEWAY, 0.0)
@@ -432,7 +476,7 @@ class OutputQuantile:
         self.is_certified = (
             predictions * share >= 1.0
             and (len(self._sorted) + 1) * share >= 1.0
-            and self.coverage.misses() <= predictions * (share + self.MARGIN)
+            and self.coverage.all_misses <= predictions * (share + self.MARGIN)
         )
 
     def _rank(self) -> None:

@@ -82,14 +82,17 @@ class Node:
         self._above_count = self._sightings = 0
         """The parent expert, and its observations before the first of these sightings."""
 
-    def learn(self, output: int, *, is_cut: bool = False) -> None:
-        """An expert learns the output of one sequence, or that a sequence was cut there."""
+    def learn(self, output: int, predicted: int = 0, running: int = 0, *, is_cut: bool = False) -> None:
+        """An expert learns the output of one sequence, or that a sequence was cut there.
+
+        See ``OutputQuantile.observe`` for ``predicted`` and ``running``.
+        """
         quantile = self.output
         assert quantile is not None
         if is_cut:
             quantile.observe_cut(output)
         else:
-            quantile.observe(output)
+            quantile.observe(output, predicted, running)
         self.show()
 
     def show(self) -> None:
@@ -174,11 +177,15 @@ class PriceExperts:
         target_count: int,
         output: int | None,
         cached_tokens: int | None,
+        predicted: tuple[int, int] = (0, 0),
+        running: int = 0,
     ) -> None:
         """Learn from a finished request: its output per sequence (``None`` without one) and cached tokens.
 
         ``cached_tokens`` is ``None`` if another engine served it, because that engine has another cache.
-        ``target_count`` is the number of observations of its target, this one included.
+        ``target_count`` is the number of observations of its target, this one included. ``predicted`` is the
+        depth of the expert that priced it, and the value of that expert then. ``running`` is the number of
+        requests that have not ended.
         """
         self._observations += 1
         if not prefixes:
@@ -189,7 +196,7 @@ class PriceExperts:
         self._observe_cached(target, nodes, prefixes, cached_tokens)
         above: Node | None = None
         above_count = target_count
-        for prefix in prefixes:
+        for depth, prefix in enumerate(prefixes, 1):
             node = nodes[prefix]
             if node.output is None:
                 del self._candidates[node]
@@ -202,7 +209,7 @@ class PriceExperts:
                 del self._experts[node]
                 self._experts[node] = None
                 if output is not None:
-                    node.learn(output)
+                    node.learn(output, predicted[1] if depth == predicted[0] else 0, running)
             if node.output is not None:
                 above, above_count = node, node.output.observations
         while len(self._candidates) > MOST_CANDIDATES:

@@ -8,16 +8,17 @@ bounded, so no tenant can make them grow. ``experts`` has the estimates by the p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from tokenpool.pricing.estimators import InputTokens, OutputQuantile
 from tokenpool.pricing.experts import IDLE_OBSERVATIONS, Target
 from tokenpool.pricing.statistics import TargetStatistics, combined_lines, combined_outputs
 
-MOST_TARGETS = 16
+MOST_TARGETS: Final = 16
 """The most targets with their own learned costs. A new target replaces one that was idle for
 ``IDLE_OBSERVATIONS``. Without such a target, it is priced by the overall costs. So no rotation of names can
 displace a target in use."""
-PREFIX_BYTES = (1024, 4096, 16384)
+PREFIX_BYTES: Final = (1024, 4096, 16384)
 """The prefix lengths by which prompts are recognised, in bytes."""
 
 

@@ -8,16 +8,16 @@ the begin of a window nothing is settled, and running requests are still held.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tokenpool.entitlements import Quota
 from tokenpool.quotas.messages import LEVELS, BudgetId, QuotaPortion
-from tokenpool.quotas.windows import Span, span
+from tokenpool.quotas.windows import Span, span, text_of
 
-LATEST_CORRECTION_S = 5.0
+LATEST_CORRECTION_S: Final = 5.0
 """A correction of the clock by fewer seconds than this does not return to the window before."""
 
-ROUNDING = 1e-6
+ROUNDING: Final = 1e-6
 """Tokens. Sums of many floats differ by less than this. Without it, a request of exactly the rest of a quota
 was never covered."""
 
@@ -52,11 +52,12 @@ class Budget:
         "held",
         "holders",
         "id",
+        "is_active",
         "is_open",
         "key",
-        "label",
         "level",
         "needed",
+        "next_level",
         "portion",
         "quota",
         "rate",
@@ -65,6 +66,9 @@ class Budget:
         "short_until",
         "spent_elsewhere",
         "stated",
+        "text_after",
+        "text_before",
+        "tokens",
         "typical",
         "waiting",
         "warned",
@@ -74,10 +78,10 @@ class Budget:
     def __init__(self, identity: BudgetId, quota: Quota) -> None:
         self.id = identity
         self.key = identity.key
-        self.label = f'"{identity.scope.value}/{identity.per}"'
-        """Its name in headers. It is made once, since each answer has it."""
         self.quota = quota
         self.window = Span(0.0, 0.0)
+        self.is_active = False
+        """Whether ``Quotas`` has something to state, to spend or to return for it."""
         self.settled = 0.0
         """Tokens of the requests here that ended in this window."""
         self.held = 0.0
@@ -105,6 +109,8 @@ class Budget:
         """Tokens of requests that ended at other sidecars, at the last answer."""
         self.level = 0
         """The highest level of ``LEVELS`` that the spending has reached, as known here."""
+        self.next_level = 0.0
+        """The spending at which it reaches the next one, in hundredths of a token."""
         self.warned = 0
         """The highest level that was reported from here."""
         self.is_open = False
@@ -116,6 +122,21 @@ class Budget:
         """Until this time the sidecar does not ask for each request: the budget had no room."""
         self.stated = False
         """Whether the last message had all that was settled and held."""
+        self.text_before = self.text_after = ""
+        """The texts before and after the rest in its member of the header. Each answer has the header."""
+        self._describe()
+
+    def _describe(self) -> None:
+        """Make what depends on the quota, the window and the level only."""
+        identity, tokens = self.id, self.quota.tokens
+        self.tokens = tokens
+        """The tokens of the quota."""
+        self.text_before = f'"{identity.scope.value}/{identity.per}";q={int(tokens)};r='
+        self.text_after = f';reset="{text_of(self.window.end)}"'
+        self.next_level = math.inf
+        for level in reversed(LEVELS):
+            if level > self.level:
+                self.next_level = tokens * level
 
     @property
     def used(self) -> float:
@@ -138,7 +159,7 @@ class Budget:
 
     def never_covers(self, tokens: float) -> bool:
         """Whether the spending of ended requests alone leaves fewer tokens in this window."""
-        return self.spent + tokens > self.quota.tokens + ROUNDING
+        return self.settled + self.spent_elsewhere + tokens > self.tokens + ROUNDING
 
     def roll(self, at: float) -> None:
         """Begin the window of this instant, in epoch seconds."""
@@ -149,15 +170,18 @@ class Budget:
         self.free_at = -math.inf
         self.level = self.warned = 0
         self.is_open = self.stated = False
+        self._describe()
 
     def is_outside(self, at: float) -> bool:
         """Whether an instant lies outside of the window. The clock may be corrected by some seconds."""
-        return at >= self.window.end or at < self.window.start - LATEST_CORRECTION_S
+        start, end = self.window
+        return at >= end or at < start - LATEST_CORRECTION_S
 
     def reconfigure(self, quota: Quota) -> None:
         """Use a changed number of tokens."""
         self.quota = quota
         self.short_until, self.stated = -1.0, False
+        self._describe()
 
     def answered(self, portion: QuotaPortion, counted: float, sent_at: float, settled: float) -> None:
         """Use the store's answer to a message that stated ``counted`` tokens, ``settled`` of them settled."""
@@ -173,9 +197,9 @@ class Budget:
 
     def note_level(self) -> None:
         """Note the level that the spending has reached."""
-        for level in LEVELS:
-            if level > self.level and self.spent * 100 >= self.quota.tokens * level:
-                self.level = level
+        while (self.settled + self.spent_elsewhere) * 100 >= self.next_level:
+            self.level = next(level for level in LEVELS if level > self.level)
+            self._describe()
 
     def use_reserve(self) -> None:
         """The store does not answer or grants nothing: allow a part of what was free at the last answer."""

@@ -16,29 +16,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tokenpool.entitlements import Quota
 from tokenpool.quotas.budget import Budget, Exhausted, QuotaHold
 from tokenpool.quotas.messages import BudgetId, QuotaAnswer, QuotaMessage, QuotaRequest, Scope, budget_id
 
-AHEAD_S = 2.0
+AHEAD_S: Final = 2.0
 """The portion covers the expected requests of this time, in seconds."""
-AHEAD_REQUESTS = 4
+AHEAD_REQUESTS: Final = 4
 """It covers at least this number of typical requests. With 1 of them, an eighth of the simulated requests
 waited for a message. With 4, one in 60 waited, and nearly all of these at the start of the store."""
-RATE_MEMORY_S = 2.0
+RATE_MEMORY_S: Final = 2.0
 """Time constant of the mean rate of spending, in seconds."""
-SHORT_S = 0.25
+SHORT_S: Final = 0.25
 """After a refusal, the time in seconds for which a budget refuses without asking the store again."""
-FINAL_S = 5.0
+FINAL_S: Final = 5.0
 """After an answer, the time in seconds for which the spending that it states refuses larger requests. Such a
 request would take the rest of the quota as its portion for nothing, and smaller ones could not use it."""
-LIFETIME_SHARE = 0.9
+LIFETIME_SHARE: Final = 0.9
 """Portions expire here after this part of their lifetime in the store."""
-MOST_ROWS = 250
+MOST_ROWS: Final = 250
 """The most budgets in one message: they take about 6 ms of Redis. The next message has the others."""
-NO_RATE = 0.01
+NO_RATE: Final = 0.01
 """A lower rate of spending, in tokens per second, is none."""
 
 
@@ -135,7 +135,19 @@ class Quotas:
     def keep_only(self, budgets: Iterable[Budget]) -> None:
         """Forget all other budgets. Their running requests settle without effect."""
         self.budgets = {budget.key: budget for budget in budgets}
-        self._active = {key: each for key, each in self._active.items() if self.budgets.get(key) is each}
+        for key, each in list(self._active.items()):
+            if self.budgets.get(key) is not each:
+                self._deactivate(each)
+
+    def _activate(self, budget: Budget) -> None:
+        """A budget has something to state, to spend or to return. One that is forgotten has nothing."""
+        if not budget.is_active and self.budgets.get(budget.key) is budget:
+            budget.is_active = True
+            self._active[budget.key] = budget
+
+    def _deactivate(self, budget: Budget) -> None:
+        budget.is_active = False
+        del self._active[budget.key]
 
     def forget_ended(self, budgets: Iterable[Budget]) -> bool:
         """Forget these budgets if no request uses one, and their windows ended before the last tick.
@@ -191,7 +203,7 @@ class Quotas:
         hold = QuotaHold(budgets, tokens)
         self._has_spent = True
         for budget in budgets:
-            self._active[budget.key] = budget
+            self._activate(budget)
             if budget.left < budget.typical and not self.is_alone:
                 self.is_due = True
         return hold
@@ -217,7 +229,7 @@ class Quotas:
             budget.stated = False
             if not budget.typical:
                 budget.typical = tokens
-            self._active[budget.key] = budget
+            self._activate(budget)
 
     def end_wait(self, budgets: tuple[Budget, ...], tokens: float) -> None:
         """Such a request waits no longer."""
@@ -230,9 +242,9 @@ class Quotas:
         epoch = now + self._offset
         if budget.is_outside(epoch):
             budget.roll(epoch)
-            self._active[budget.key] = budget
+            self._activate(budget)
         if self.is_alone:
-            budget.portion, budget.is_open = budget.quota.tokens, True
+            budget.portion, budget.is_open = budget.tokens, True
         elif self.is_cut_off(now):
             if budget.free_at >= self._heard_at - self._lifetime_s:
                 budget.use_reserve()
@@ -262,7 +274,7 @@ class Quotas:
             if self.is_alone and budget.level > budget.warned:
                 crossed.append(_crossed(budget, budget.level))
             if self._is_idle(budget):
-                del self._active[budget.key]
+                self._deactivate(budget)
         return crossed
 
     def _is_idle(self, budget: Budget) -> bool:
@@ -365,7 +377,7 @@ class Quotas:
         for budget in self.budgets.values():
             if budget.used or budget.portion:
                 budget.stated = False
-                self._active[budget.key] = budget
+                self._activate(budget)
 
     def failed(self, message: QuotaMessage) -> None:
         """The message in flight was not answered in time."""

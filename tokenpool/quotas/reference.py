@@ -1,4 +1,4 @@
-"""The rules of quotas in the lease store in Python, for tests and the simulation only.
+"""The rules of quotas in the lease store in Python, for the workers of one pod, the simulation and the tests.
 
 Production runs the same rules as a script in Redis (``tokenpool/store/quotas.lua``). One contract suite sends
 the same calls to both. Pure: ``now`` is in epoch seconds of the caller's clock. A *holder* is a sidecar.
@@ -127,7 +127,7 @@ class ReferenceQuotaStore:
                 record.spent,
                 record.counts - record.spent,
                 self._is_restored(record, now),
-                now >= max(since, record.born) + self._lifetime_s,
+                self._may_restore(since, now),
             )
             for record in self._records.values()
             if record.end > now
@@ -137,7 +137,7 @@ class ReferenceQuotaStore:
         """Set the spending of a window that the store has lost. Returns whether it could be set."""
         since = self._begin(now)
         record = self._records.get((key, start))
-        if record is None or now < max(since, record.born) + self._lifetime_s:
+        if record is None or not self._may_restore(since, now):
             return False
         missing = spent - record.spent
         if missing > 0:
@@ -150,6 +150,10 @@ class ReferenceQuotaStore:
         if self._since is None:
             self._since = now
         return self._since
+
+    def _may_restore(self, since: float, now: float) -> bool:
+        # A record is younger than the store if nobody had used the quota before.
+        return now >= since + self._lifetime_s
 
     def _is_restored(self, record: _Record, now: float) -> bool:
         return record.is_restored or now >= record.born + RESTORE_WITHIN_S

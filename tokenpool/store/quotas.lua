@@ -159,7 +159,8 @@ local function expire()
 end
 
 local function is_restored(record) return record.restored or now >= record.born + message.restore_within end
-local function may_restore(record, since) return now >= math.max(since, record.born) + LIFETIME end
+-- A record is younger than the store if nobody had used the quota before.
+local function may_restore(since) return now >= since + LIFETIME end
 
 -- Write what a holder states, and grant it a portion.
 local function write(record, row, request, is_open)
@@ -250,7 +251,7 @@ local function states(since)
       state[STATE_TOKENS], state[STATE_SPENT] = record.tokens, spent
       state[STATE_PORTIONS] = record.base + record.counts - spent
       state[STATE_IS_RESTORED] = is_restored(record)
-      state[STATE_MAY_RESTORE] = may_restore(record, since)
+      state[STATE_MAY_RESTORE] = may_restore(since)
       found[#found + 1] = state
     end
   end
@@ -261,7 +262,7 @@ local function restore(since)
   local id = id_of(message.key, message.start)
   local packed = redis.call('HGET', id, 'record')
   local record = packed and cmsgpack.unpack(packed)
-  if not record or not may_restore(record, since) then return 0 end
+  if not record or not may_restore(since) then return 0 end
   local missing = message.spent - record.base - record.settled
   if missing > 0 then record.base, record.unclaimed = record.base + missing, record.unclaimed + missing end
   record.restored = true

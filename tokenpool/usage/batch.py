@@ -8,10 +8,19 @@ LENGTH_BYTES = 4
 MOST_BYTES = 64 * 1024
 """The longest record. The texts in a record are bounded, so a longer one has a damaged length."""
 
+_USUAL = 1024
+_LENGTHS = [size.to_bytes(LENGTH_BYTES, "big") for size in range(_USUAL)]
+"""The bytes before a record of each usual size."""
+
 
 def joined(records: Iterable[bytes]) -> bytes:
     """A batch of records. Two batches, one after the other, are a batch, too."""
-    return b"".join([len(each).to_bytes(LENGTH_BYTES, "big") + each for each in records])
+    parts: list[bytes] = []
+    for each in records:
+        size = len(each)
+        parts.append(_LENGTHS[size] if size < _USUAL else size.to_bytes(LENGTH_BYTES, "big"))
+        parts.append(each)
+    return b"".join(parts)
 
 
 def split(content: bytes) -> Iterator[bytes]:

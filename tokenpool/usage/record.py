@@ -61,6 +61,8 @@ class UsageRecord(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=SC
         return _encoder.encode(self)
 
 
+COLUMNS = len(UsageRecord.__struct_fields__)
+"""The number of columns, without the version."""
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(UsageRecord)
 

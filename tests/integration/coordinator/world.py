@@ -17,12 +17,12 @@ from coordinator.pool_file import EncodedPoolFile
 from coordinator.resources.api import Api
 from coordinator.resources.controller import Controller
 from coordinator.settings import Settings
-from tests.fakes.memory_store import MemoryStore
 from tests.support.api_server import ApiServer, kubeconfig
 from tokenpool.amounts import Amount
 from tokenpool.entitlements import Entitlement, PoolFile
 from tokenpool.leases.messages import LeaseRequest, Message
 from tokenpool.leases.wire import SidecarReport, decode_file, encode_report
+from tokenpool.store.memory import MemoryStore
 
 NAMESPACE = "tenants"
 POOL = {"models": ["*"], "replica": {"concurrency": {"fixed": 8}}, "replicas": {"max": 2}}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from docs import generate, plots, traces
+from docs import curves, generate, plots, traces
+from toolbox.pictures import drawing, read
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = sorted(
@@ -88,6 +89,11 @@ def test_every_decision_is_in_the_index_and_has_a_date() -> None:
 def test_the_plot_of_the_readme_shows_the_figures_of_its_file() -> None:
     assert (plots.FOLDER / "overload.svg").read_text() == plots.drawing(plots.ways())
     assert (plots.FOLDER / "convergence.svg").read_text() == plots.convergence(plots.points())
+
+
+@pytest.mark.parametrize("file", curves.files(), ids=lambda file: file.name)
+def test_the_curves_of_an_experiment_show_the_figures_of_their_file(file: Path) -> None:
+    assert file.with_suffix(".svg").read_text() == drawing(read(file))
 
 
 @pytest.mark.parametrize("name", traces.TITLES)

@@ -14,12 +14,12 @@ from dashboard.snapshot import ShownHandover, ShownPool
 from sidecar.app import Sidecar
 from sidecar.handover.ask_fields import AskFields
 from sidecar.handover.frames import ASKER, NONCE_BYTES, Kind, encode_ask, frame, numbered, proof
-from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine, Held
 from tests.support.harness import admin, ask, request, sidecar_for, until
 from tokenpool.leases.messages import Limit
 from tokenpool.leases.settings import Mode
 from tokenpool.planning.idle import IdleTerms
+from tokenpool.store.memory import MemoryStore
 
 LIFETIME_S = 0.3
 HEADER_BYTES = 5

@@ -14,7 +14,6 @@ import aiohttp
 
 from sidecar.app import Sidecar
 from sidecar.report import COUNT_EVERY_S, FIRST_TOKENS_STAY_S, FirstTokenTotals, OutcomeTotals, Reporter
-from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine, Held
 from tests.support.harness import POOL, admin, ask, request, sidecar_for, until
 from tokenpool.leases.messages import Limit
@@ -22,6 +21,7 @@ from tokenpool.leases.settings import Mode
 from tokenpool.leases.wire import SidecarReport, decode_report, encode_report
 from tokenpool.outcomes import Reason
 from tokenpool.planning.idle import IdleTerms
+from tokenpool.store.memory import MemoryStore
 from toolbox.ports import free_port
 
 

@@ -17,7 +17,6 @@ import pytest
 from sidecar.app import Sidecar
 from sidecar.replication import STOP_WAIT_S
 from tests.fakes import scripted_engine as fake
-from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.support.build import from_source
 from tests.support.harness import (
@@ -38,6 +37,7 @@ from tokenpool.leases.wire import encode_file
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.poolfile.reading import parse
 from tokenpool.store import StoreDown
+from tokenpool.store.memory import MemoryStore
 
 LIFETIME_S = 0.3
 PLENTY = Limit(1e6, 1e6, 64, depth=1e6)

@@ -12,13 +12,13 @@ from typing import Any
 
 from sidecar.app import Sidecar
 from sidecar.configuration import load
-from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine, Held
 from tests.support.harness import ask, request, sidecar_for, until
 from tokenpool.leases.messages import Limit
 from tokenpool.leases.settings import Mode
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.pricing.cost import Ask
+from tokenpool.store.memory import MemoryStore
 
 LIFETIME_S = 0.3
 PLENTY = Limit(1e6, 1e6, 64, depth=1e6)

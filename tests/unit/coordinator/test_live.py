@@ -13,13 +13,13 @@ from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
 from dashboard.snapshot import ShownPool
 from dashboard.view import ViewMaker
-from tests.fakes.memory_store import MemoryStore
 from tokenpool.amounts import Amount
 from tokenpool.entitlements import PoolFile
 from tokenpool.leases.messages import LeaseRequest, Message
 from tokenpool.leases.wire import MOST_REPORTED, SidecarReport, encode_report
 from tokenpool.poolfile.reading import parse
 from tokenpool.store import StoreDown
+from tokenpool.store.memory import MemoryStore
 
 POOL = """
 pools:

@@ -10,9 +10,9 @@ from aiohttp.test_utils import make_mocked_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.memory_store import MemoryStore
 from tests.unit.coordinator.pair import LEADERSHIP_S, TICK_S, UP, Pair
 from tokenpool.leases.wire import SidecarReport
+from tokenpool.store.memory import MemoryStore
 
 
 @pytest.fixture(autouse=True)

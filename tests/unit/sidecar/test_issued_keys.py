@@ -9,7 +9,6 @@ import math
 import pytest
 
 from sidecar.issued_keys import IssuedKeys
-from tests.fakes.memory_store import MemoryStore
 from tokenpool.credentials import KEEP_ENDED_S, CredentialRecord
 from tokenpool.leases.credential_feed import (
     PAGE,
@@ -19,6 +18,7 @@ from tokenpool.leases.credential_feed import (
     CredentialRemoval,
 )
 from tokenpool.leases.wire import encode_credential
+from tokenpool.store.memory import MemoryStore
 
 NOW = 1_700_000_000.0
 

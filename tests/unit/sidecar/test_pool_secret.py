@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sidecar.pool_secret import PEER_PORT, PREFIX_HASHES, derived_key, read_secret
-from tests.fakes.memory_store import MemoryStore
 from tokenpool.store import SECRET_BYTES
+from tokenpool.store.memory import MemoryStore
 
 
 async def test_the_first_reader_makes_the_secret() -> None:

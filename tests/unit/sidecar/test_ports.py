@@ -11,11 +11,11 @@ import pytest
 from sidecar.ports import LoopPorts, Result
 from sidecar.report import Reporter
 from sidecar.telemetry import Telemetry
-from tests.fakes.memory_store import MemoryStore
 from tests.support.sidecar_builders import reporter
 from tokenpool.leases.messages import Answer, LeaseRequest, Message
 from tokenpool.leases.wire import decode_report
 from tokenpool.store import StoreDown
+from tokenpool.store.memory import MemoryStore
 
 
 class Scripted(MemoryStore):

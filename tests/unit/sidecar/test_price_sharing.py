@@ -13,7 +13,6 @@ import pytest
 from sidecar.dialects.prefixes import KEY, prefixes
 from sidecar.price_sharing import KEEP_S, MOST_BYTES, PriceSharing
 from sidecar.telemetry import Telemetry
-from tests.fakes.memory_store import MemoryStore
 from tests.support.domain_builders import entitlement
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
@@ -36,6 +35,7 @@ from tokenpool.pricing.statistics import (
     TargetStatistics,
 )
 from tokenpool.store import StoreDown
+from tokenpool.store.memory import MemoryStore
 
 CHAT = ("chat", "m")
 OPEN = EngineShape(16, None)

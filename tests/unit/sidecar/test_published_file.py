@@ -13,12 +13,12 @@ from sidecar.configuration import Configuration
 from sidecar.published_file import LONGEST_RETRY_S, READ_EVERY_S, PublishedFile
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
-from tests.fakes.memory_store import MemoryStore
 from tests.support.harness import POOL
 from tests.support.sidecar_builders import configuration, owner, reporter
 from tokenpool.leases.wire import encode_file
 from tokenpool.poolfile.reading import parse
 from tokenpool.store import StoreDown
+from tokenpool.store.memory import MemoryStore
 
 VARIABLE = "KEY_OF_A_PUBLISHED_FILE"
 WITH_VARIABLE = POOL.replace("[e-key]", f"[{{env: {VARIABLE}}}]")

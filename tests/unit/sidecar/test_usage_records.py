@@ -11,10 +11,10 @@ from runtime.options import Origin
 from sidecar.configuration import Configuration
 from sidecar.settings import Settings
 from sidecar.usage_records import UsageRecords
-from tests.fakes.memory_store import MemoryStore
 from tests.support.sidecar_builders import configuration, controller
 from tokenpool.store import Store
 from tokenpool.store.address import open_store
+from tokenpool.store.memory import MemoryStore
 
 OFF = configuration()
 ON = replace(OFF, pool=replace(OFF.pool, usage_records=True))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Ticket
-from tokenpool.admission.rules import Admit, admit
+from tokenpool.admission.rules import admit
 from tokenpool.amounts import Amount
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.entitlements import Entitlement, Pricing, Slo, Tier
@@ -135,8 +135,8 @@ class _Run:
         decision = admit(
             self.ledger, account, ask, cost, EngineRoom(capacity.concurrency, capacity.kv_tokens), now
         )
-        if isinstance(decision, Admit):
-            self._push(now + size / TOKENS_PER_SEQUENCE_S, worker, decision.ticket)
+        if isinstance(decision, Ticket):
+            self._push(now + size / TOKENS_PER_SEQUENCE_S, worker, decision)
         else:
             wait = min(decision.retry_after_s, 1.0) * self.chance.uniform(1.0, 1.25)
             self._push(now + wait, worker, None)

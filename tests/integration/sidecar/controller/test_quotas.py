@@ -14,7 +14,6 @@ import openai
 import pytest
 
 from sidecar.configuration import load
-from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine
 from tests.support.harness import POOL, Response, ask, request, sidecar_for, until
 from tokenpool.entitlements import Quota, Window
@@ -22,6 +21,7 @@ from tokenpool.leases.messages import Limit
 from tokenpool.leases.settings import Mode
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.quotas.windows import span, text_of
+from tokenpool.store.memory import MemoryStore
 
 LIFETIME_S = 0.3
 USED = 15

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from sidecar.app import Sidecar
-from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine, Held, Received, unary
 from tests.support.harness import (
     CHAT,
@@ -34,6 +33,7 @@ from tokenpool.leases.messages import Answer, Limit, Message
 from tokenpool.leases.settings import Mode
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.store import StoreDown
+from tokenpool.store.memory import MemoryStore
 
 POOL = """
 pools:

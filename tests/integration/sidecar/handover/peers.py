@@ -30,12 +30,12 @@ from sidecar.handover.frames import (
 )
 from sidecar.handover.handover import Handover
 from sidecar.pool_secret import PEER_PORT, derived_key
-from tests.fakes.memory_store import MemoryStore
 from tests.support.harness import sidecar_for, until
 from tokenpool.admission.placement import KnownPeer
 from tokenpool.leases.messages import Limit, Message, ReplicaRoom
 from tokenpool.leases.settings import Mode
 from tokenpool.planning.idle import IdleTerms
+from tokenpool.store.memory import MemoryStore
 
 POOL = """
 pools:

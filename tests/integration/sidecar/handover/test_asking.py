@@ -24,7 +24,6 @@ from sidecar.handover.frames import (
     numbered,
 )
 from tests.fakes import scripted_engine as fake
-from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine, Held, Received
 from tests.integration.sidecar.handover.peers import (
     EngineDown,
@@ -48,6 +47,7 @@ from tests.support.harness import (
     request,
     until,
 )
+from tokenpool.store.memory import MemoryStore
 from toolbox.ports import free_port
 
 CHAT_PATH = "/v1/chat/completions"

@@ -14,10 +14,10 @@ from sidecar.handover.ask_fields import AskFields
 from sidecar.handover.frames import KEEP, REFUSED, Kind, header
 from sidecar.handover.peer_port import HOLD_S
 from tests.fakes import scripted_engine as fake
-from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine, Held, Received
 from tests.integration.sidecar.handover.peers import ASK, Peer, handover_of, peer_of, replica, shared_store
 from tests.support.harness import admin, ask, is_whole, request, until
+from tokenpool.store.memory import MemoryStore
 
 WAITS = AskFields(2, "elastic", False, 1, 100, 3000)
 SPOT = AskFields(3, "spot", True, 1, 100, 0)

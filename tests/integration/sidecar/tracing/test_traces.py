@@ -84,6 +84,7 @@ async def test_a_served_request(engine: FakeEngine, collector: Collector, tmp_pa
         "http.response.status_code": 200,
         "gen_ai.operation.name": "chat",
         "gen_ai.request.model": "tiny",
+        "gen_ai.request.max_tokens": 8,
         "gen_ai.usage.input_tokens": 10,
         "gen_ai.usage.output_tokens": 5,
         "tokenpool.entitlement": "e",

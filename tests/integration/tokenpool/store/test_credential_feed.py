@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 
 import pytest
 import pytest_asyncio
@@ -13,8 +13,7 @@ import redis.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes.memory_store import MemoryStore
-from tests.integration.tokenpool.store.servers import redis_server
+from tests.integration.tokenpool.store.servers import redis_server, served
 from tokenpool.leases.credential_feed import (
     CHECK_MODULUS,
     PAGE,
@@ -26,6 +25,7 @@ from tokenpool.leases.credential_feed import (
 )
 from tokenpool.leases.messages import CREDENTIALS, KEEP_S, Message, Push
 from tokenpool.store import Store
+from tokenpool.store.memory import MemoryStore
 from tokenpool.store.redis import RedisStore
 
 LIFETIME = 1.5
@@ -48,12 +48,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield port
 
 
-@pytest_asyncio.fixture(params=["memory", "redis"])
-async def kept(request: pytest.FixtureRequest, server: int) -> AsyncIterator[tuple[Store, Clock]]:
+@pytest_asyncio.fixture
+async def local() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest_asyncio.fixture(params=["memory", "local", "redis"])
+async def kept(
+    request: pytest.FixtureRequest, server: int, local: AsyncExitStack
+) -> AsyncIterator[tuple[Store, Clock]]:
     clock = Clock()
     store: Store
     if request.param == "memory":
         store = MemoryStore(LIFETIME, clock)
+    elif request.param == "local":
+        store = await local.enter_async_context(served(MemoryStore(LIFETIME, clock)))
     else:
         store = RedisStore(redis.asyncio.Redis(port=server), f"p{next(names)}", LIFETIME, clock)
     yield store, clock

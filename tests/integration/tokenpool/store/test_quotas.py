@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 import pytest
@@ -13,8 +14,7 @@ import redis.asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.memory_store import MemoryStore
-from tests.integration.tokenpool.store.servers import redis_server
+from tests.integration.tokenpool.store.servers import redis_server, served
 from tokenpool.quotas.messages import (
     KEEP_RECORD_S,
     REMEMBER_S,
@@ -25,6 +25,7 @@ from tokenpool.quotas.messages import (
     QuotaRequest,
 )
 from tokenpool.store import Store
+from tokenpool.store.memory import MemoryStore
 from tokenpool.store.redis import RedisStore
 
 LIFETIME = 1.5
@@ -72,12 +73,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 pools = (f"pool-{number}" for number in itertools.count())
 
 
-@pytest_asyncio.fixture(params=["memory", "redis"])
-async def kept(request: pytest.FixtureRequest, server: int) -> AsyncIterator[Kept]:
+@pytest_asyncio.fixture
+async def local() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest_asyncio.fixture(params=["memory", "local", "redis"])
+async def kept(request: pytest.FixtureRequest, server: int, local: AsyncExitStack) -> AsyncIterator[Kept]:
     clock = Clock()
     store: Store
     if request.param == "memory":
         store = MemoryStore(LIFETIME, clock)
+    elif request.param == "local":
+        store = await local.enter_async_context(served(MemoryStore(LIFETIME, clock)))
     else:
         store = RedisStore(redis.asyncio.Redis(port=server), next(pools), LIFETIME, clock)
     await store.exchange_quotas(QuotaMessage("first", 0))
@@ -260,6 +269,7 @@ EARLY = asks(500, needed=500)._replace(start=500.0, end=500.0 + DAY)
 
 
 async def test_a_window_that_had_begun_is_restored_before_anyone_spends_more(kept: Kept) -> None:
+    kept.clock.now = 1000.0  # the store is new
     assert (await kept.portion("s1", 1, EARLY)).portion == 0
     assert not await kept.store.restore_quota(ASK.key, 500.0, 700.0), "not all sidecars have stated"
     [state] = await kept.store.quotas()
@@ -277,6 +287,14 @@ async def test_a_window_that_had_begun_is_restored_before_anyone_spends_more(kep
     [state] = await kept.store.quotas()
     assert state.is_restored
     assert not await kept.store.restore_quota("entitlement/day/UTC/unknown", 500.0, 1.0)
+
+
+async def test_the_first_use_of_a_quota_is_restored_at_once_in_an_old_store(kept: Kept) -> None:
+    assert (await kept.portion("s1", 1, EARLY)).portion == 0
+    [state] = await kept.store.quotas()
+    assert (state.is_restored, state.may_restore) == (False, True)
+    assert await kept.store.restore_quota(ASK.key, 500.0, 700.0)
+    assert (await kept.portion("s1", 2, EARLY)).portion == 300
 
 
 async def test_what_sidecars_state_themselves_is_not_restored_twice(kept: Kept) -> None:

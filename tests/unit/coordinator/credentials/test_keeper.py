@@ -18,7 +18,6 @@ from coordinator.credentials.keeper import (
     Keeper,
 )
 from coordinator.usage.database import database as database_of
-from tests.fakes.memory_store import MemoryStore
 from tokenpool.credentials import (
     KEEP_ENDED_S,
     PURGE_MARGIN_S,
@@ -29,6 +28,7 @@ from tokenpool.credentials import (
 from tokenpool.leases.credential_feed import CredentialFeed, CredentialPut, CredentialRemoval
 from tokenpool.leases.wire import encode_credential
 from tokenpool.store import StoreDown
+from tokenpool.store.memory import MemoryStore
 
 NOW = 1_700_000_000.0
 

@@ -13,9 +13,9 @@ from coordinator.settings import Settings
 from coordinator.usage.database import database
 from coordinator.usage.service import UsageService
 from coordinator.usage.sql import SqlUsageStore
-from tests.fakes.memory_store import MemoryStore
 from tokenpool.poolfile.reading import parse
 from tokenpool.store.address import open_store
+from tokenpool.store.memory import MemoryStore
 from tokenpool.usage.record import UsageRecord
 
 POOL = """

@@ -339,7 +339,8 @@ def check_body(example: tuple[str, bytes]) -> None:
     assert ask.text_bytes >= reading.text(read)
     for window in (None, 1, 2048):
         cost = PRICER.price(ask, EngineShape(context_window=window))
-        assert all(math.isfinite(part) and part >= 0 for part in cost)
+        tokens = (cost.input_tokens, cost.output_tokens, cost.kv_tokens, cost.cached_tokens)
+        assert all(math.isfinite(part) and part >= 0 for part in (*tokens, cost.sequences, cost.throughput))
     check_ids(parsed, read)
     check_rewriting(parsed, body, read)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -35,6 +36,8 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
 
 class Socket:
     """A socket that takes every option."""
+
+    family = socket.AF_INET
 
     def setsockopt(self, *option: int) -> None:
         """Set an option."""

@@ -12,7 +12,7 @@ from sidecar.decisions import AdmittedRequest
 from sidecar.dialects.routes import find
 from sidecar.telemetry import Telemetry
 from sidecar.usage.open_requests import OpenRequests, abandoned
-from sidecar.usage.recorder import MOST_BYTES, MOST_TEXT, UsageRecorder
+from sidecar.usage.recorder import MOST_BYTES, MOST_KINDS, MOST_TEXT, UsageRecorder
 from tests.support.domain_builders import PLENTY, ROOM
 from tests.support.sidecar_builders import controller
 from tests.unit.sidecar.usage.test_spool import killed
@@ -233,6 +233,16 @@ async def test_a_long_model_name_is_cut(world: World) -> None:
     world.settle(world.admitted(BODY.replace(b"tiny", b"t" * 10_000)))
 
     assert [len(each.model) for each in world.records()] == [4, MOST_TEXT]
+
+
+async def test_more_credentials_than_kept_texts_have_records(world: World) -> None:
+    names = [f"k{number}" for number in range(MOST_KINDS + 2)] + ["k0"]
+    for name in names:
+        admitted = world.admitted()
+        admitted.credential_id = name
+        world.settle(admitted)
+
+    assert [each.credential_id for each in world.records()] == names
 
 
 @pytest.mark.parametrize("usage", [Usage(1 << 70, 3), Usage(-(1 << 70), 3)])

@@ -12,7 +12,7 @@ from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
-from tokenpool.admission.rules import Admit, Shed, admit
+from tokenpool.admission.rules import Shed, admit
 from tokenpool.amounts import Amount, Dimension
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.control.admission_control import AdmissionControl
@@ -39,8 +39,7 @@ def tree(groups: Sequence[Group], **members: str | None) -> tuple[dict[str, Acco
 
 
 def decide(ledger: Ledger, tenant: Account, *, tokens: int = 100, now: float = 0.0) -> Ticket | Shed:
-    made = admit(ledger, tenant, ASK, cost(tokens=tokens), ROOM, now)
-    return made.ticket if isinstance(made, Admit) else made
+    return admit(ledger, tenant, ASK, cost(tokens=tokens), ROOM, now)
 
 
 def test_members_count_together_up_to_each_ceiling_above_them() -> None:

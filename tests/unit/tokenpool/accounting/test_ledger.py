@@ -242,7 +242,7 @@ def test_a_guarantee_of_sequences_alone_does_not_bound_kv_tokens() -> None:
 def test_a_request_that_ran_elsewhere_teaches_its_output_and_not_its_cached_tokens(*, is_moved: bool) -> None:
     """The other engine has another cache. The price here assumes what the engine here reported last."""
     ledger, tenant = Ledger(), account()
-    ask = ASK._replace(text_bytes=4000, output_bound=None, prefixes=(1, 2))
+    ask = ASK.changed(text_bytes=4000, output_bound=None, prefixes=(1, 2))
     place = Place("p", "p:1", 1, 0.0)
 
     def run(usage: Usage, *, elsewhere: bool) -> Cost:

@@ -63,7 +63,7 @@ def test_other_models_and_routes_have_other_caches() -> None:
     ask = Ask(text_bytes=8192, target=("chat", "m"), prefixes=(1,))
     hashes = {
         beginnings(each, 2000, 50)[0].prefix
-        for each in (ask, ask._replace(target=("chat", "n")), ask._replace(target=("messages", "m")))
+        for each in (ask, ask.changed(target=("chat", "n")), ask.changed(target=("messages", "m")))
     }
     assert len(hashes) == 3
 

@@ -369,3 +369,23 @@ def test_a_request_asks_different_replicas_that_are_not_avoided(
         for asks in made.asks.values():
             assert asks
             assert len({ask.peer for ask in asks}) == len(asks)
+
+
+def test_the_workers_of_one_sidecar_are_no_replicas_for_each_other() -> None:
+    made = Placement("me", mates="pod/")
+    made.learn([peer("pod/1-77"), peer("other")], 0.0)
+
+    assert [each.name for each in made.known] == ["other"]
+    made.learn_mates([("worker 1", "unix:/run/peer-1")], 0.0)
+    assert made.replicas == 3
+    asked = made.ask(pending(), LONG_S, 0.0)
+    assert [ask.peer for ask in asked] == ["other"]
+
+
+def test_without_handover_only_the_other_workers_are_known() -> None:
+    made = Placement("me", has_others=False)
+    made.learn([peer("other")], 0.0)
+
+    assert made.known == []
+    made.learn_mates([("worker 1", "unix:/run/peer-1")], 0.0)
+    assert [each.name for each in made.known] == ["worker 1"]

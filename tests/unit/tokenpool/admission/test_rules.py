@@ -12,7 +12,7 @@ from tests.support.domain_builders import ASK, PLENTY, ROOM, account, cost
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Ticket
-from tokenpool.admission.rules import LONGEST_WAIT_S, SHORTEST_WAIT_S, Admit, Shed, admit
+from tokenpool.admission.rules import LONGEST_WAIT_S, SHORTEST_WAIT_S, Shed, admit
 from tokenpool.amounts import UNBOUNDED, Amount, Dimension
 from tokenpool.capacity.room import PREEMPTIBLE_QUEUE, EngineRoom
 from tokenpool.entitlements import Pricing, Tier
@@ -22,20 +22,20 @@ from tokenpool.pricing.cost import Cost, Usage
 VAST = EngineRoom(1e6, 1e9)
 
 
-def shed(answer: Admit | Shed) -> Shed:
+def shed(answer: Ticket | Shed) -> Shed:
     assert isinstance(answer, Shed)
     return answer
 
 
 def test_a_request_is_admitted_while_the_level_is_above_zero_and_charged_in_full() -> None:
     ledger, owner = Ledger(), account(Amount(100, 1e6, 10))
-    assert isinstance(admit(ledger, owner, ASK, cost(tokens=5000), VAST, 0.0), Admit)
+    assert isinstance(admit(ledger, owner, ASK, cost(tokens=5000), VAST, 0.0), Ticket)
     assert owner.bucket.level == 100 - 5000
     refusal = shed(admit(ledger, owner, ASK, cost(tokens=1), VAST, 0.0))
     assert (refusal.reason, refusal.dimension) == (Reason.TOKENS_PER_SECOND, Dimension.TOKENS_PER_SECOND)
     assert (refusal.limit, refusal.in_use, refusal.cost) == (100, 4900, 1)
     assert refusal.retry_after_s == pytest.approx(49)
-    assert isinstance(admit(ledger, owner, ASK, cost(tokens=1), VAST, 49.1), Admit)
+    assert isinstance(admit(ledger, owner, ASK, cost(tokens=1), VAST, 49.1), Ticket)
 
 
 def test_a_large_request_waits_for_a_small_bucket_only_until_it_is_above_zero() -> None:
@@ -43,7 +43,7 @@ def test_a_large_request_waits_for_a_small_bucket_only_until_it_is_above_zero() 
     ledger, owner = Ledger(), account(Amount(10, 1e6, 10))
     for turn in range(5):
         now = turn * 101.0
-        assert isinstance(admit(ledger, owner, ASK, cost(tokens=1000), VAST, now), Admit)
+        assert isinstance(admit(ledger, owner, ASK, cost(tokens=1000), VAST, now), Ticket)
         shed(admit(ledger, owner, ASK, cost(tokens=1000), VAST, now + 50))
 
 
@@ -56,7 +56,7 @@ def test_a_large_request_waits_for_a_small_bucket_only_until_it_is_above_zero() 
 )
 def test_gauges_hold(limit: Amount, price: Cost, reason: Reason, bound: float, spent: float) -> None:
     ledger, owner = Ledger(), account(limit)
-    assert isinstance(admit(ledger, owner, ASK, price, VAST, 0.0), Admit)
+    assert isinstance(admit(ledger, owner, ASK, price, VAST, 0.0), Ticket)
     refusal = shed(admit(ledger, owner, ASK, price, VAST, 0.0))
     assert (refusal.reason, refusal.limit, refusal.in_use, refusal.cost) == (reason, bound, spent, spent)
 
@@ -120,7 +120,7 @@ def test_order_of_sacrifice_on_a_full_engine() -> None:
         ledger, _ = full_engine()
         owner = account(PLENTY, assured=assured, tier=tier)
         answers = [admit(ledger, owner, ASK, cost(kv_tokens=16), ROOM, 0.0) for _ in range(4)]
-        assert sum(isinstance(answer, Admit) for answer in answers) == passes
+        assert sum(isinstance(answer, Ticket) for answer in answers) == passes
 
 
 @given(
@@ -141,7 +141,7 @@ def test_a_guaranteed_request_inside_its_guarantee_is_never_shed_for_room(
             and owner.kv_in_use + kv_tokens <= guarantee.kv_tokens
         )
         answer = admit(ledger, owner, ASK, cost(sequences=sequences, kv_tokens=kv_tokens), ROOM, 0.0)
-        assert isinstance(answer, Admit) == inside
+        assert isinstance(answer, Ticket) == inside
 
 
 @given(
@@ -158,8 +158,8 @@ def test_gauges_never_exceed_their_limits_and_waits_are_bounded(
             ledger.settle(running.pop(0), Usage(tokens, 0), Ending.FINISHED, now)
             continue
         answer = admit(ledger, owner, ASK, cost(tokens=tokens, sequences=sequences), ROOM, now)
-        if isinstance(answer, Admit):
-            running.append(answer.ticket)
+        if isinstance(answer, Ticket):
+            running.append(answer)
         else:
             assert SHORTEST_WAIT_S <= answer.retry_after_s <= LONGEST_WAIT_S
             assert answer.reason.is_shed
@@ -188,7 +188,7 @@ def test_with_other_engines_only_a_guarantee_queues_behind_requests_that_cannot_
         if tier is Tier.GUARANTEED:
             owner.entitlement = replace(owner.entitlement, guarantee=Amount(1e6, 1000, 2))
         ledger.reserve(fills, ASK, cost(sequences=8, kv_tokens=16), 0.0)
-        assert isinstance(admit(ledger, owner, ASK, cost(kv_tokens=16), ROOM, 0.0), Admit) is passes
+        assert isinstance(admit(ledger, owner, ASK, cost(kv_tokens=16), ROOM, 0.0), Ticket) is passes
 
 
 def test_one_preemptible_request_may_wait_in_the_engine() -> None:
@@ -200,7 +200,7 @@ def test_one_preemptible_request_may_wait_in_the_engine() -> None:
     ):
         ledger = Ledger()
         answers = [admit(ledger, owner, ASK, cost(kv_tokens=16), room, 0.0) for _ in range(12)]
-        assert sum(isinstance(answer, Admit) for answer in answers) == most
+        assert sum(isinstance(answer, Ticket) for answer in answers) == most
 
 
 def test_the_expected_wait_for_the_engine_follows_from_all_running_requests() -> None:

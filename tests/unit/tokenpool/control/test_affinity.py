@@ -188,7 +188,7 @@ def test_a_request_without_room_here_asks_the_replica_with_its_prompt_alone_and_
 
 def test_what_ran_here_is_stated_also_if_it_came_from_another_replica() -> None:
     control = control_of(cached="")
-    ticket = control.offer(account(), ASK._replace(prefixes=(1,)), COST, 0.0)
+    ticket = control.offer(account(), ASK.changed(prefixes=(1,)), COST, 0.0)
     assert isinstance(ticket, Ticket)
     control.settle(ticket, SPENT, Ending.FINISHED, 1.0)
     before = control.stated_cache(1.0)

@@ -141,7 +141,7 @@ def test_a_peer_request_does_not_wait_for_an_engine_that_is_down() -> None:
 def test_no_request_is_admitted_here_after_a_refused_connection() -> None:
     control = with_peers(8, FREE)
     admitted(control, account())
-    control.engine_refused(DOWN)
+    control.use_room(DOWN)
     pending(control, account())
     assert len(asked(control)) == 2
 

@@ -12,7 +12,7 @@ from tests.support.domain_builders import ASK, PLENTY, account, cost, entitlemen
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Ticket
-from tokenpool.admission.rules import Admit, admit
+from tokenpool.admission.rules import admit
 from tokenpool.amounts import Amount
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.entitlements import Entitlement, Pricing, Tier
@@ -82,8 +82,8 @@ class Sidecar:
         price = cost(tokens=tokens, kv_tokens=kv_tokens, sequences=sequences)
         self.active.touch(self.accounts[place], now)
         answer = admit(self.ledger, self.accounts[place], ASK, price, ROOM, now)
-        if isinstance(answer, Admit):
-            self.tickets.append(answer.ticket)
+        if isinstance(answer, Ticket):
+            self.tickets.append(answer)
             return None
         return answer.reason
 

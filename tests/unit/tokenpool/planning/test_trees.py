@@ -140,7 +140,56 @@ def test_weights_of_any_size_exceed_neither_capacity_nor_a_ceiling(tree: Tree, c
     check_sums(tree, capacity)
 
 
+# A room above stops claims that a room below stops, too. Their siblings then grow beyond that stop.
+def _within(ceiling: Amount, parent: str | None = None, name: str = "g0") -> GroupClaim:
+    return group(name, parent, ceiling=ceiling)
+
+
+INNER: list[Tree] = [
+    (
+        [
+            claim("a", demand=Amount(760.0, 16600.0, 10.8), guarantee=Amount(0.0, 5600.0, 0.7), group="g0"),
+            claim(
+                "b", Tier.GUARANTEED, demand=Amount(500.0, 15200.0, 3.0), guarantee=Amount(0.0, 5100.0, 0.0)
+            ),
+        ],
+        [_within(Amount(800.0, 10800.0, 11.0))],
+    ),
+    (
+        [
+            claim("a", demand=Amount(300.0, 600.0, 4.5)),
+            claim(
+                "b",
+                Tier.GUARANTEED,
+                demand=Amount(160.0, 40000.0, 37.0),
+                guarantee=Amount(173.0, 4556.0, 1.6),
+                group="g0",
+            ),
+            claim("c", demand=Amount(330.0, 15000.0, 2.8), group="g0"),
+        ],
+        [_within(Amount(440.0, 22000.0, 9.0))],
+    ),
+    (
+        [
+            claim(
+                "a",
+                Tier.GUARANTEED,
+                demand=Amount(511.0, 22586.0, 0.7),
+                guarantee=Amount(192.0, 0.0, 1.2),
+                group="g1",
+            ),
+            claim("b", demand=Amount(500.0, 3351.0, 23.0), guarantee=Amount(170.0, 2413.0, 2.0), group="g0"),
+            claim("c", demand=Amount(2868.0, 69735.0, 46.0), guarantee=Amount(150.0, 4634.0, 0.6)),
+        ],
+        [_within(Amount(480.0, 11700.0, 10.8)), _within(Amount(192.0, 1376.0, 10.3), "g0", "g1")],
+    ),
+]
+
+
 @given(trees(), capacities)
+@example(INNER[0], Amount(1000.0, 9000.0, 16.0))
+@example(INNER[1], Amount(1000.0, 9000.0, 40.0))
+@example(INNER[2], Amount(100.0, 30000.0, 16.0))
 @example(WITHOUT_TOKENS, Amount(0.0, 0.0, 13.0))
 def test_neither_capacity_nor_a_ceiling_of_a_group_is_exceeded(tree: Tree, capacity: Amount) -> None:
     check_sums(tree, capacity)

@@ -121,7 +121,7 @@ def test_a_cached_prompt_costs_only_its_computed_tokens() -> None:
     assert (cost.input_tokens, cost.cached_tokens, cost.throughput) == (1000, 960, 2 * 40 + 10)
     assert cost.kv_tokens == whole.kv_tokens
     assert made.spent_so_far(cost, 3) == Usage(1000, 3, 960)
-    assert made.price(ask._replace(text_bytes=400), SHAPE).cached_tokens == 99  # the last token is computed
+    assert made.price(ask.changed(text_bytes=400), SHAPE).cached_tokens == 99  # the last token is computed
     made.forget_cache()
     assert (made.price(ask, SHAPE).cached_tokens, made.experts.cached_prefixes) == (0, 0)
 

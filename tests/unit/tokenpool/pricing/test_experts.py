@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.domain_builders import SHAPE, entitlement
 from tokenpool.entitlements import OutputEstimate, Pricing
-from tokenpool.pricing.cost import Ask, EngineShape, Pricer, Usage
+from tokenpool.pricing.cost import Ask, Cost, EngineShape, Pricer, Usage
 from tokenpool.pricing.estimators import Coverage, OutputQuantile
 from tokenpool.pricing.experts import (
     IDLE_OBSERVATIONS,
@@ -306,21 +306,21 @@ def test_coverage_is_never_below_that_of_one_quantile_per_route(
 
 def test_coverage_counts_the_last_predictions() -> None:
     coverage = Coverage()
-    assert (coverage.share, coverage.misses()) == (1.0, 0)
+    assert (coverage.share, coverage.all_misses) == (1.0, 0)
     for number in range(300):
         coverage.observe(is_missed=number % 4 == 0)
     assert (coverage.predictions, coverage.share) == (Coverage.WINDOW, 0.75)
     assert (coverage.misses(1), coverage.misses(4)) == (0, 1)
     coverage.lend(40, 5)
-    assert (coverage.predictions, coverage.misses()) == (40, 5)
+    assert (coverage.predictions, coverage.all_misses) == (40, 5)
     coverage.lend(10**9, 10**9)
-    assert coverage.misses() == Coverage.WINDOW
+    assert coverage.all_misses == Coverage.WINDOW
     for is_missed in (True, True, False):
         coverage.observe(is_missed=is_missed)
     coverage.lend(40, 4, kept=2)
-    assert (coverage.predictions, coverage.misses(), coverage.misses(2)) == (42, 5, 1)
+    assert (coverage.predictions, coverage.all_misses, coverage.misses(2)) == (42, 5, 1)
     coverage.lend(1000, 100, kept=28)
-    assert (coverage.predictions, coverage.misses() - coverage.misses(28)) == (Coverage.WINDOW, 10)
+    assert (coverage.predictions, coverage.all_misses - coverage.misses(28)) == (Coverage.WINDOW, 10)
 
 
 def test_a_pricer_publishes_the_coverage_and_size_of_its_reservations() -> None:
@@ -388,3 +388,33 @@ def test_the_least_recently_used_candidate_is_replaced() -> None:
     trie.see(0, cached=16)
     trie.see(OTHER, cached=16)
     assert (trie.cached(0), trie.cached(1), trie.experts.candidates) == (16, 0, MOST_CANDIDATES)
+
+
+def test_the_expert_that_priced_a_request_is_corrected_by_its_own_prediction() -> None:
+    pricer = two_templates()
+    ask = Ask(text_bytes=2000, target=CHAT, prefixes=(OTHER,))
+    cost = pricer.price(ask, OPEN)
+    assert (cost.expert, cost.predicted) == (1, 500)
+    nodes = pricer.experts.of(CHAT)
+    assert nodes is not None
+    expert, route = nodes[OTHER].output, pricer.overall.output
+    assert expert is not None
+    before, route_before = expert.level, route.level
+    cheaper = Cost(500, 400, 1, 900.0, 912, expert=1, predicted=400)
+    pricer.learn(ask, Usage(500, 500), cheaper)
+    assert expert.level > before  # its prediction was exceeded, though its value is not
+    assert route.level <= route_before  # the route did not price the request
+
+
+def test_a_raised_price_is_not_the_prediction_of_the_route() -> None:
+    """A prefix without a certificate raises the reservation. The route itself has predicted less."""
+    pricer = Pricer(entitlement(), Pricing())
+    for number in range(60):
+        teach(pricer, (2000 + number,), 10)
+    for output in range(400, 409):
+        teach(pricer, (SHORT,), output)
+        teach(pricer, (OTHER,), 10, times=30)
+    cost = pricer.price(Ask(text_bytes=2000, target=CHAT, prefixes=(SHORT,)), OPEN)
+    assert cost.expert == 0
+    assert cost.output_tokens >= 400
+    assert cost.predicted == pricer.overall.output.value < 400

@@ -123,7 +123,7 @@ def test_input_is_within_five_per_cent_two_hundred_requests_after_a_change(mixes
 def test_two_kinds_of_text_are_less_accurate_under_one_model_than_under_two() -> None:
     def mixed(chance: random.Random, *, is_split: bool) -> Drawn:
         drawn, model = chance.choice(((code(chance), "coder"), (prose(chance), "writer")))
-        return drawn._replace(ask=drawn.ask._replace(target=("chat", model))) if is_split else drawn
+        return drawn._replace(ask=drawn.ask.changed(target=("chat", model))) if is_split else drawn
 
     assert 0.15 < error(over_seeds(lambda chance: mixed(chance, is_split=False))) < 0.25
     assert error(over_seeds(lambda chance: mixed(chance, is_split=True))) <= 0.05

@@ -1,4 +1,4 @@
-"""``ReferenceLeaseStore`` behind the ``Store`` protocol: a lease store in the process of the tests."""
+"""``ReferenceLeaseStore`` behind the ``Store`` protocol: the lease store of one pod, and of the tests."""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ from tokenpool.quotas.reference import ReferenceQuotaStore
 class MemoryStore:
     """A store that ends with its process. It adds a clock and the delivery of pushes to the rules."""
 
-    def __init__(self, lifetime_s: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, lifetime_s: float, clock: Callable[[], float] = time.time, *, is_first: bool = False
+    ) -> None:
+        """``is_first`` states that no holder runs yet, so that the store grants leases at once."""
         self._clock = clock
-        self.rules = ReferenceLeaseStore(clock(), lifetime_s)
+        self.rules = ReferenceLeaseStore(clock(), lifetime_s, is_first=is_first)
         self.quota_rules = ReferenceQuotaStore(lifetime_s)
         self.feed = CredentialFeed()
         self._listeners: dict[str, asyncio.Queue[Push]] = {}
@@ -97,12 +100,14 @@ class MemoryStore:
         """See ``Store``."""
         self.rules.resign(candidate)
 
-    async def read(self) -> PoolSnapshot:
-        """See ``Store``."""
+    async def read(self, *, whole: bool = True) -> PoolSnapshot:
+        """See ``Store``. Every read is whole."""
         return self.rules.read(self._clock())
 
-    async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> bool:
-        """See ``Store``."""
+    async def publish(
+        self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int, *, whole: bool = True
+    ) -> bool:
+        """See ``Store``. Every publication is whole."""
         return self.rules.publish(limits, terms, epoch, self._clock())
 
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:

@@ -1,0 +1,139 @@
+"""One worker of a sidecar: its number, and what its supervisor gave it. See ``sidecar/workers``.
+
+The supervisor opens a table in memory, and a bell for each worker. All workers inherit them, so one that is
+started again finds the same ones. All sockets between these processes are in one private folder.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from runtime.options import Address, Addresses
+from tokenpool.capacity.shared_room import STRIDE, SharedRoom
+
+VARIABLE = "_TOKENPOOL_WORKER"
+"""The variable of the environment by which a supervisor tells a worker its place."""
+CELL = 8
+
+
+class Place(msgspec.Struct, frozen=True):
+    """What a supervisor tells a worker."""
+
+    index: int
+    workers: int
+    pod: str
+    """The id of the supervisor. It is a part of the ids of all its workers."""
+    folder: str
+    """The folder of the sockets between these processes."""
+    table: int
+    """The file descriptor of the shared table."""
+    bells: tuple[int, ...]
+    """The file descriptor of each worker's bell."""
+    listen: tuple[tuple[str, int], ...]
+    """The addresses for tenants, with the port that the system chose."""
+    living: int
+    """The file descriptor of a pipe that ends with the supervisor."""
+    is_again: bool = False
+    """Whether it replaces a worker that has ended. Then it listens when it is ready."""
+
+
+def table_bytes(workers: int) -> int:
+    """The size of the shared table."""
+    return workers * STRIDE * CELL
+
+
+def mapped(table: int, workers: int) -> memoryview[float]:
+    """The cells of the shared table with this file descriptor."""
+    return memoryview(mmap.mmap(table, table_bytes(workers))).cast("d")
+
+
+def store_path(folder: Path) -> Path:
+    """The socket of the lease store that the supervisor keeps."""
+    return folder / "store"
+
+
+def pages_path(folder: Path, index: int) -> Path:
+    """The socket of a worker's admin pages."""
+    return folder / f"pages-{index}"
+
+
+def peers_at(folder: Path) -> str:
+    """The address of a worker's peer port, without its number at the end."""
+    return f"unix:{folder / 'peer-'}"
+
+
+class Worker:
+    """One worker of a sidecar."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.index = place.index
+        self.workers = place.workers
+        self.is_again = place.is_again
+        self.folder = Path(place.folder)
+        self.room = SharedRoom(mapped(place.table, place.workers), place.index, place.workers)
+        self.bells = place.bells
+        self.supervisor = place.living
+        """The end of a pipe that ends with the supervisor."""
+
+    @property
+    def listen(self) -> Addresses:
+        """The addresses for tenants."""
+        return Addresses(Address(*each) for each in self._place.listen)
+
+    @property
+    def mates(self) -> str:
+        """The beginning of the ids of all workers of this sidecar."""
+        return f"{self._place.pod}/"
+
+    def living(self, now: float) -> int:
+        """The number of workers that run, with this one."""
+        return 1 + sum(1 for _ in self.room.others(now))
+
+    @property
+    def holder(self) -> str:
+        """The id of this process in the lease store."""
+        return holder_of(self._place.pod, self.index, os.getpid())
+
+    @property
+    def bell(self) -> int:
+        """The bell of this worker, which the others ring."""
+        return self.bells[self.index]
+
+
+def holder_of(pod: str, index: int, pid: int) -> str:
+    """The id of a worker's process in the lease store. Its supervisor returns its leases if it is killed."""
+    return f"{pod}/{index}-{pid}"
+
+
+def read(environment: Mapping[str, str]) -> Worker | None:
+    """The place of this process; ``None`` if it is no worker."""
+    text = environment.get(VARIABLE)
+    return Worker(msgspec.json.decode(text, type=Place)) if text else None
+
+
+def encoded(place: Place) -> str:
+    """The value of ``VARIABLE``."""
+    return msgspec.json.encode(place).decode()
+
+
+def keep_descriptors(place: Place) -> tuple[int, ...]:
+    """The file descriptors that a worker inherits."""
+    return (place.table, place.living, *place.bells)
+
+
+def new_table(workers: int) -> int:
+    """A new table for so many workers: its file descriptor."""
+    table = os.memfd_create("tokenpool-workers")
+    os.ftruncate(table, table_bytes(workers))
+    return table
+
+
+def new_bell() -> int:
+    """A new bell: its file descriptor."""
+    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

@@ -1,0 +1,18 @@
+"""The release of a killed worker's leases, so that the others need not wait until they expire. Pure.
+
+The kernel has closed the worker's connections to the engine, so nothing that it admitted runs any more.
+"""
+
+from __future__ import annotations
+
+from tokenpool.leases.messages import Message
+from tokenpool.leases.wire import SidecarReport, encode_report
+
+LAST_NUMBER = 2**53 - 1
+"""The number of the message: after every one that the worker may have sent. Redis keeps it exactly."""
+
+
+def release(holder: str, workers: int) -> Message:
+    """The last message of a holder that has ended: it holds nothing, and has no engine."""
+    report = encode_report(SidecarReport(engine_up=True, workers=workers))
+    return Message(holder, LAST_NUMBER, {}, is_complete=True, report=report)
