@@ -32,6 +32,7 @@ MODULES = (
     "sidecar.dialects.openai",
     "sidecar.dialects.prefixes",
     "sidecar.dialects.quota_headers",
+    "sidecar.dialects.routes",
     "sidecar.dialects.stream_reader",
     "sidecar.dialects.usage_readers",
     "sidecar.engine.state",

@@ -249,7 +249,7 @@ class Series:
 class Tally:
     """The counts of one used entitlement."""
 
-    __slots__ = ("first_token", "outcomes", "promises", "series", "shared", "tier")
+    __slots__ = ("_finished", "first_token", "outcomes", "promises", "series", "shared", "tier")
 
     def __init__(self, tier: str, series: Series, *, is_own: bool) -> None:
         self.tier = tier
@@ -260,11 +260,14 @@ class Tally:
         self.shared: Counter[str] | None = None if is_own else shared
         """The outcomes of all entitlements in the series ``other``; ``None`` with a series of its own."""
         self.outcomes: Counter[str] = shared if is_own else Counter()
+        self._finished = 0
+        """Finished requests that ``outcomes`` does not have yet: most requests need no look-up by outcome."""
 
     def change_tier(self, tier: str) -> None:
         """The entitlement moves to another tier."""
         if tier == self.tier:
             return
+        self.add_up()
         outcomes, promises = self.series.outcomes, self.series.promises
         if self.shared is None:
             outcomes[tier] = outcomes.pop(self.tier)
@@ -275,10 +278,22 @@ class Tally:
         self.tier = tier
 
     def count(self, outcome: str) -> None:
-        """Count the outcome of a request."""
-        self.outcomes[outcome] += 1
+        """Count the outcome of a request. ``add_up`` follows, before the counts are read."""
+        if outcome is _FINISHED:
+            self._finished += 1
+        else:
+            self._add(outcome, 1)
+
+    def add_up(self) -> None:
+        """Add the finished requests to the outcomes."""
+        if self._finished:
+            self._add(_FINISHED, self._finished)
+            self._finished = 0
+
+    def _add(self, outcome: str, number: int) -> None:
+        self.outcomes[outcome] += number
         if self.shared is not None:
-            self.shared[outcome] += 1
+            self.shared[outcome] += number
 
 
 class Changes:
@@ -483,7 +498,10 @@ class Telemetry:
     def outcomes(self, name: str) -> dict[str, int]:
         """The counts of an entitlement's requests by outcome."""
         tally = self._tallies.get(name)
-        return {str(outcome): n for outcome, n in tally.outcomes.items()} if tally is not None else {}
+        if tally is None:
+            return {}
+        tally.add_up()
+        return {str(outcome): n for outcome, n in tally.outcomes.items()}
 
     def first_tokens(self, name: str) -> tuple[float, tuple[int, ...]]:
         """The times to first token: their sum in seconds, and counts by ``FIRST_TOKEN_BOUNDS_S``."""
@@ -520,6 +538,8 @@ class Telemetry:
             for account in some:
                 self._tally(account)
             yield ""
+        for tally in self._tallies.values():
+            tally.add_up()
         names = list(self._own)
         every = [(self._labels(name), series) for name, series in self._own.items()]
         if self._other is not None:

@@ -209,7 +209,13 @@ class Controller:
             if account.shadow is not None and _is_shadow_for_all(identity):
                 return self._unpriced(account, account.shadow, body, now)
             return Refusal(Reason.MALFORMED, str(error), error.param, account=account)
-        if not account.is_plain:
+        model = parsed.model
+        if not account.is_plain and (
+            parsed.is_flex
+            or identity is not None
+            or account.shadow is not None
+            or (model not in account.models and bool(account.models))
+        ):
             resolved = self._resolve(account, identity, parsed)
             if isinstance(resolved, Refusal):
                 return resolved
@@ -217,14 +223,19 @@ class Controller:
             if account.shadow is not None:
                 return self._admit_shadow(resolved, account.shadow, now, trace, credential)
             return self._offer(account, parsed, now, trace, credential)
-        if parsed.model is not None and not self.pool.serves(parsed.model):
-            return refusals.unknown_model(parsed.model, account)
+        if model is not None and not self._serves(model):
+            return refusals.unknown_model(model, account)
         if parsed.continued_response is not None or parsed.response_name is not None:
-            found = self._with_stored(account, [account.entitlement.name], parsed)
+            found = self._with_stored(account, owners(account, None), parsed)
             if isinstance(found, Refusal):
                 return found
             parsed = found
         return self._offer(account, parsed, now, trace, credential)
+
+    def _serves(self, model: str) -> bool:
+        """See ``Pool.serves``. This takes half the time, and most files name each model."""
+        models = self.pool.models
+        return model in models or "*" in models
 
     def _offer(
         self,
@@ -285,7 +296,7 @@ class Controller:
         """
         names = owners(account, identity)
         refusal: Refusal | None = None
-        if parsed.model is not None and not self.pool.serves(parsed.model):
+        if parsed.model is not None and not self._serves(parsed.model):
             refusal = refusals.unknown_model(parsed.model, account)
         else:
             account, refusal = resolve(account, identity, parsed.model)

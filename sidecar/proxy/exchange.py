@@ -19,7 +19,7 @@ from sidecar.dialects.quota_headers import quota_lines
 from sidecar.dialects.refusals import REFUSALS, concerns_priority
 from sidecar.dialects.stream_reader import StreamReader
 from sidecar.dialects.usage_readers import BodyReader, OpaqueReader, Reader
-from sidecar.proxy.heads import RequestHead, ResponseHead, with_length
+from sidecar.proxy.heads import RequestHead, ResponseHead, length_line, with_length
 from sidecar.proxy.interface import RequestController
 from sidecar.proxy.upstream import NO_ROOM, Connection, Connections, ResponseReceiver
 from sidecar.telemetry import Telemetry
@@ -221,10 +221,10 @@ class Exchange(ResponseReceiver):
         is_changed = self._admitted.models is not None and head.status == 200
         if head.status in (204, 304) or self._request.method == b"HEAD":
             length = None if is_changed else head.content_length
-            return b"" if length is None or head.status == 204 else b"content-length: %d\r\n" % length
+            return b"" if length is None or head.status == 204 else length_line(length)
         # Hiding an event changes the length of a stream.
         if head.content_length is not None and not (head.is_event_stream or is_changed):
-            return b"content-length: %d\r\n" % head.content_length
+            return length_line(head.content_length)
         if self._request.is_http10:
             self._keeps_alive = False
             return b""

@@ -124,7 +124,7 @@ class Driver:
         if ticket is not None:
             if ticket is self._delivered:
                 self._delivered = None
-            if ticket in self._ended_early:
+            if self._ended_early and ticket in self._ended_early:
                 self._ended_early.discard(ticket)
                 runner.preempt()
                 return
@@ -142,8 +142,10 @@ class Driver:
 
     def settle(self, ticket: Ticket, spent: Usage, ending: Ending, *, reported: bool = True) -> None:
         """Settle a ticket, and perform the effects of the freed room."""
-        self._runners.pop(ticket, None)  # its entitlement may have another tier now
-        self._ended_early.discard(ticket)
+        if self._runners:
+            self._runners.pop(ticket, None)  # its entitlement may have another tier now
+        if self._ended_early:
+            self._ended_early.discard(ticket)
         self.control.settle(ticket, spent, ending, self._ports.now(), reported=reported)
         self.act()
 
