@@ -289,6 +289,9 @@ class SmallSidecar:
     def cancel(self, ask: PeerAsk) -> None:
         """See ``Ports``."""
 
+    def ring(self, worker: int) -> None:
+        """See ``Ports``. This sidecar is one process."""
+
     def failed(self, what: str, error: Exception) -> None:
         """See ``Ports``. A defect ends the search."""
         raise error
