@@ -237,11 +237,12 @@ class Pages:
     async def _state(self, request: web.Request) -> web.Response:
         """The page ``/debug/state`` of all workers. See ``sidecar.admin``."""
         answers = await self._all(str(request.rel_url))
-        refused = next((answer for answer in answers.values() if answer[0] != 200), None)
-        if refused is not None:
-            return web.Response(status=refused[0], body=refused[1], content_type="application/json")
+        refused = [content for status, content in answers.values() if status != 200]
+        answers = {index: answer for index, answer in answers.items() if answer[0] == 200}
+        if not answers and refused and refused[0].startswith(b"{"):
+            return web.Response(status=404, body=refused[0], content_type="application/json")
         if not answers:
-            return web.json_response({"error": "no worker answers; see the log"}, status=503)
+            return web.json_response({"error": "no worker serves yet; see /readyz and the log"}, status=503)
         about: dict[int, dict[str, Any]] = {
             each.index: {
                 "worker": each.index,
