@@ -66,7 +66,7 @@ peers: compiled ## compare with LiteLLM, Envoy and Rust routers under the same l
 soak: compiled engine ## run two real engines at half load for half an hour with faults; checks memory and counts
 	$(COMPILED) $(BIN)/python -m experiments soak $(EXPERIMENTS)
 
-sim: .venv/.installed ## simulate many sidecars and the lease store on a virtual clock; SIM_SEED=1 repeats a run; SIM=one-pool compares handover with its alternatives
+sim: .venv/.installed ## simulate many sidecars and the lease store on a virtual clock; SIM_SEED=1 repeats a run; SIM=one-pool compares handover with its alternatives, SIM=explore visits every state of small worlds
 	$(BIN)/python -m simulation $(SIM)
 
 containers: .venv/.installed engine ## build the images and run the tests in containers; root on Debian installs what is missing

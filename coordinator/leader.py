@@ -29,6 +29,11 @@ log = logging.getLogger(__name__)
 
 READ_EVERY = 4
 """Ticks between two reads of the lease store by a coordinator that does not lead."""
+READ_WHOLE_EVERY = 8
+"""Reads of a leader of which one reads all records. So a record that nobody wrote, or that a sidecar of an
+older version wrote, is at most 2 s old."""
+PUBLISH_WHOLE_EVERY = 40
+"""Publications of a leader of which one replaces all limits, which removes records without use."""
 REPUBLISH_FILE_S = 30.0
 """Seconds between two publications of the pool file: it expires, and the lease store may lose it."""
 
@@ -149,7 +154,8 @@ class PoolLeader:
                 self._fence()
                 return
             self._filed_at = started
-        snapshot = await self.store.read()
+        is_whole = not epoch or self._rounds % READ_WHOLE_EVERY == 0
+        snapshot = await self.store.read(whole=is_whole)
         self._compare(snapshot.file_version)
         made = tick(snapshot, self._by_name, self._before, self._planner, self._memory, self.groups)
         self._memory = made.memory
@@ -159,9 +165,11 @@ class PoolLeader:
             self.rounds["fenced"] += 1
             return
         # A closed store does not have all sidecars yet. Until it has, the last limits stay in force.
-        if epoch and snapshot.is_open and not await self.store.publish(made.limits, made.plan.idle, epoch):
-            self._fence()
-            return
+        if epoch and snapshot.is_open:
+            is_whole = self._rounds % PUBLISH_WHOLE_EVERY == 0
+            if not await self.store.publish(made.limits, made.plan.idle, epoch, whole=is_whole):
+                self._fence()
+                return
         if epoch and snapshot.is_open and not await self._publish_hint(made, started, epoch):
             self._fence()
             return

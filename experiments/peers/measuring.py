@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.peers import loads
 from experiments.peers.environment import FILES
-from experiments.peers.latency import Added, added
+from experiments.peers.latency import Added, added, settled
 from experiments.peers.loads import Sizes
 from experiments.peers.system import Capacity, Place, Proxy, System
 from experiments.peers.systems import ALONE, SYSTEMS
@@ -34,6 +35,8 @@ _SPELLED = {
     "per_prompt_token_s": "--per-prompt-token",
 }
 CAPACITY_S, ALONE_S, WARM_UP_S = 6.0, 3.0, 2.0
+SETTLE_S = 90.0
+"""The longest time in seconds until a system is idle after a load."""
 PAIRS_PER_S = 5
 """Pairs of small requests for each second of a load."""
 
@@ -155,8 +158,10 @@ def _added(engine: Backend, proxy: Proxy | None, sizes: Sizes) -> Added | None:
 
 
 def _run(out: Path, name: str, text: str, url: str, seed: int, seconds: float, label: str = "") -> Run:
+    settled(int(url.rpartition(":")[2]), f"{GUARANTEED}-key", SETTLE_S)
     file = out / f"{name}.yaml"
     file.write_text(text)
+    shutil.rmtree(out / name, ignore_errors=True)  # loadgen keeps the results of an earlier run
     finished(load(file, Front([url]), out / name, seed, label or name), seconds + 60)
     return read_run(out / name)
 

@@ -69,7 +69,8 @@ def parse_chat(body: bytes) -> Parsed:
     Raises ``Malformed``.
     """
     check(body)
-    if body.count(b"{") <= MOST_ITEMS:  # so it has no more messages, which need not be counted while read
+    # A message has two bytes at least. So a short body need not be searched, nor its messages counted.
+    if len(body) <= 2 * MOST_ITEMS or body.count(b"{") <= MOST_ITEMS:
         request = read_part(decode_chat, body)
         begin_counting(len(request.messages))
     else:

@@ -23,7 +23,6 @@ from sidecar.dialects.reported_usage import (
 from tokenpool.pricing.cost import Usage
 
 USAGE_KEY: Final = b'"usage"'
-_PROMPT: Final = b'"prompt_tokens"'
 _BILLED: Final = b'"billed_units"'
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _OPENS: Final = re.compile(rb"\s*:\s*\{")
@@ -120,10 +119,14 @@ class BodyReader(Reader):
     name.
     """
 
-    __slots__ = ("_held", "_is_response", "_longest", "_parts", "_size")
+    __slots__ = ("_held", "_is_response", "_is_usual", "_longest", "_parts", "_size")
 
-    def __init__(self, longest: int = _LONGEST_BODY, is_response: bool = False) -> None:
+    def __init__(
+        self, longest: int = _LONGEST_BODY, is_response: bool = False, is_usual: bool = True
+    ) -> None:
         super().__init__()
+        self._is_usual = is_usual
+        """Whether the answer may have the usual form of OpenAI's API."""
         self._longest = longest
         """The number of bytes that are kept."""
         self._is_response = is_response
@@ -156,7 +159,7 @@ class BodyReader(Reader):
         return b""
 
     def _read(self, body: bytes) -> None:
-        if not self._is_response and _PROMPT in body:
+        if self._is_usual:
             usage = plain_usage(body)
             if usage is not None and (usage[0] or usage[1]):
                 self._plain = usage
@@ -210,7 +213,16 @@ class ResponseReader(BodyReader):
     __slots__ = ()
 
     def __init__(self) -> None:
-        super().__init__(_LONGEST_RESPONSE, is_response=True)
+        super().__init__(_LONGEST_RESPONSE, is_response=True, is_usual=False)
+
+
+class OtherBodyReader(BodyReader):
+    """Reads an answer of another API than OpenAI's. It never has the usual form."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(is_usual=False)
 
 
 def _last_object(text: bytes, name: bytes) -> int:

@@ -7,10 +7,9 @@ store. This module connects the two.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
-from tokenpool.accounting.bucket import bucket_depth
 from tokenpool.accounting.group_accounts import PREFIX
 from tokenpool.accounting.report import Report
 from tokenpool.amounts import NO_KV_BOUND_FROM, NOTHING, Amount
@@ -18,18 +17,18 @@ from tokenpool.capacity.model import UNLEARNED_TOKENS_PER_SECOND
 from tokenpool.entitlements import Entitlement, Group
 from tokenpool.leases.leases import limit_of_group
 from tokenpool.leases.messages import EntitlementRecord, Limit, PoolSnapshot
+from tokenpool.leases.resting import Resting, is_idle, limit_of, request_floor, rest
 from tokenpool.leases.wire import SidecarReport, WireError, decode_report
+from tokenpool.planning.idle import IdleTerms
 from tokenpool.planning.planner import Plan, PlanInput, PlannerSettings, plan
 from tokenpool.planning.profiles import Profile
 
 RETIRE_S = 60.0
 """The idle time after which an entitlement loses its own limit: see ``IdleTerms``. Until then its largest
 request is remembered (``messages.REQUEST_SIZE_MEMORY_S``)."""
-NO_DEBT = 0.01
-"""A smaller debt, in seconds, counts as zero."""
 MOST_ELAPSED_S = 1.0
 """The longest time in seconds that one tick counts for debts, after a pause of the coordinator."""
-_NO_RECORD = EntitlementRecord()
+_NO_REPORT = b"", SidecarReport()
 _DEFAULTS = PlannerSettings()
 
 
@@ -40,6 +39,12 @@ class Memory:
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     idle_since: Mapping[str, float] = field(default_factory=dict)
     """Idle entitlements, with the start of the idle time by the clock of the lease store."""
+    resting: Mapping[str, Resting] = field(default_factory=dict)
+    """The entitlements that the last plan left out."""
+    terms: tuple[IdleTerms, Set[str]] = (IdleTerms(), frozenset())
+    """The terms of the last plan, and its groups with ceilings."""
+    reports: Mapping[str, tuple[bytes, SidecarReport]] = field(default_factory=dict)
+    """The reports of sidecars, encoded and decoded."""
 
 
 NO_MEMORY = Memory()
@@ -88,7 +93,7 @@ def tick(
     ``memory`` is the memory of the last tick. A coordinator's first tick has neither, and moves no debts. The
     same applies after the lease store lost its content. The work is proportional to the active entitlements.
     """
-    sidecars, unreadable = _reports(snapshot.reports)
+    sidecars, unreadable = _reports(snapshot.reports, memory.reports)
     capacity = NOTHING
     for report in sidecars.values():
         capacity = capacity + report.capacity
@@ -96,45 +101,53 @@ def tick(
     if before is not None:
         before, _ = _without_groups(before)
     idle_since = _idle_since(snapshot, memory.idle_since)
-    records = {
-        name: record
-        for name, record in snapshot.records.items()
-        if name in entitlements and snapshot.at - idle_since.get(name, snapshot.at) < RETIRE_S
-    }
     if before is not None and not (before.is_open and snapshot.is_open):
         before = None  # a closed store has incomplete totals: their change is no service
     elapsed = max(snapshot.at - before.at, 0.0) if before is not None else 0.0
-    service = _service(records, before.records, elapsed) if before is not None and elapsed > 0 else {}
+    service = (
+        _service(snapshot.records, before.records, elapsed) if before is not None and elapsed > 0 else {}
+    )
+    active, idle = _active(snapshot, entitlements, idle_since, service)
+    profiles = memory.profiles
+    last_at = before.at if before is not None else snapshot.at
+    if woken := memory.resting.keys() & active.keys():
+        profiles = {**profiles, **{name: memory.resting[name].profile_at(last_at) for name in woken}}
     made = plan(
         PlanInput(
             capacity,
-            [entitlements[name] for name in records],
-            {name: _report(record, service.get(name, NOTHING)) for name, record in records.items()},
-            {name: record.limit.debt for name, record in records.items()},
+            [entitlements[name] for name in active],
+            {
+                name: Report(record.demand, service.get(name, NOTHING), request_floor(record))
+                for name, record in active.items()
+            },
+            {name: record.limit.debt for name, record in active.items()},
             min(elapsed, MOST_ELAPSED_S),
             settings,
-            memory.profiles,
+            profiles,
             groups,
             {name: record.limit.debt for name, record in of_groups.items()},
         )
+    )
+    terms = made.idle, made.bounded
+    resting = rest(
+        idle, entitlements, made, memory.resting, profiles, last_at, are_terms_new=terms != memory.terms
     )
     # The limit of a group is its ceiling. Debts are stored with limits, so a new coordinator knows them.
     limits = {
         PREFIX + group.name: limit_of_group(group.ceiling, made.groups[group.name].debt) for group in groups
     }
-    for name, part in made.entitlements.items():
-        limit, assured = part.limit, part.assured
-        typical = records.get(name, _NO_RECORD).floor.tokens_per_second
-        limits[name] = Limit(
-            limit.tokens_per_second,
-            limit.kv_tokens,
-            limit.concurrency,
-            bucket_depth(limit.tokens_per_second, typical),
-            assured.kv_tokens,
-            assured.concurrency,
-            part.debt,
-        )
-    memory = Memory(made.profiles, idle_since)
+    limits |= {name: limit_of(part, active[name]) for name, part in made.entitlements.items()}
+    limits |= {name: each.limit for name, each in resting.items()}
+    memory = Memory(
+        made.profiles,
+        idle_since,
+        resting,
+        terms,
+        {name: (snapshot.reports[name], sidecars[name]) for name in sidecars},
+    )
+    if resting:
+        parts = {**made.entitlements, **{name: each.part for name, each in resting.items()}}
+        made = replace(made, entitlements=parts)
     return Tick(
         made,
         limits,
@@ -146,6 +159,25 @@ def tick(
         _replica(sidecars),
         unreadable,
     )
+
+
+def _active(
+    snapshot: PoolSnapshot,
+    entitlements: Mapping[str, Entitlement],
+    idle_since: Mapping[str, float],
+    service: Mapping[str, Amount],
+) -> tuple[dict[str, EntitlementRecord], dict[str, EntitlementRecord]]:
+    """The records to plan for, and those of idle entitlements that still have a limit."""
+    active, idle = {}, {}
+    for name, record in snapshot.records.items():
+        if name not in entitlements:
+            continue
+        since = idle_since.get(name)
+        if since is None or service.get(name, NOTHING) != NOTHING:
+            active[name] = record
+        elif snapshot.at - since < RETIRE_S:
+            idle[name] = record
+    return active, idle
 
 
 def _without_groups(snapshot: PoolSnapshot) -> tuple[PoolSnapshot, dict[str, EntitlementRecord]]:
@@ -162,15 +194,9 @@ def _without_groups(snapshot: PoolSnapshot) -> tuple[PoolSnapshot, dict[str, Ent
 
 
 def _idle_since(snapshot: PoolSnapshot, before: Mapping[str, float]) -> dict[str, float]:
-    """The start of the idle time, for entitlements with a full bucket and no demand, lease or debt."""
-    return {
-        name: before.get(name, snapshot.at)
-        for name, record in snapshot.records.items()
-        if record.demand == record.in_use == NOTHING
-        and record.held.concurrency == 0
-        and record.level >= record.limit.depth
-        and abs(record.limit.debt) < NO_DEBT
-    }
+    """The start of the idle time, for idle entitlements."""
+    at = snapshot.at
+    return {name: before.get(name, at) for name, record in snapshot.records.items() if is_idle(record)}
 
 
 def _service(
@@ -181,25 +207,34 @@ def _service(
     Sequence-seconds never fall while a record exists. If they fell, the record is new.
     """
     per_second = 1 / elapsed_s
-    return {
-        name: (record.served - before[name].served) * per_second
-        for name, record in records.items()
-        if name in before and record.served.concurrency >= before[name].served.concurrency
-    }
+    service = {}
+    for name, record in records.items():
+        old = before.get(name)
+        if old is None:
+            continue
+        if record.served is old.served:
+            service[name] = NOTHING
+            continue
+        (a, b, c), (x, y, z) = record.served.values(), old.served.values()
+        if c >= z:
+            service[name] = Amount((a - x) * per_second, (b - y) * per_second, (c - z) * per_second)
+    return service
 
 
-def _report(record: EntitlementRecord, service: Amount) -> Report:
-    floor = record.floor
-    return Report(record.demand, service, Amount(0.0, floor.kv_tokens, max(floor.concurrency, 1.0)))
-
-
-def _reports(packed: Mapping[str, bytes]) -> tuple[dict[str, SidecarReport], list[str]]:
+def _reports(
+    packed: Mapping[str, bytes], known: Mapping[str, tuple[bytes, SidecarReport]]
+) -> tuple[dict[str, SidecarReport], list[str]]:
+    """The decoded reports, and the names of those that cannot be decoded."""
     sidecars, unreadable = {}, []
     for name, content in sorted(packed.items()):
-        try:
-            sidecars[name] = decode_report(content)
-        except WireError:
-            unreadable.append(name)
+        last, report = known.get(name, _NO_REPORT)
+        if last != content:
+            try:
+                report = decode_report(content)
+            except WireError:
+                unreadable.append(name)
+                continue
+        sidecars[name] = report
     return sidecars, unreadable
 
 

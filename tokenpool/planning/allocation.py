@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from tokenpool.amounts import NOTHING, Amount
+from tokenpool.amounts import NOTHING, UNBOUNDED, Amount
 from tokenpool.entitlements import Tier
 from tokenpool.planning.claims import Claim, FairShare, GroupClaim, Share
 from tokenpool.planning.curves import GroupNode
@@ -163,12 +163,20 @@ class _Stage:
 
     def grant(self, left: Vector) -> Vector:
         """Compute the grants after the filling; returns the rest of ``left``."""
-        capacity = self.capacity
-        self._granted = [
-            smaller(larger((a * part, b * part, c * part), held), capacity)
-            for (a, b, c), held, part in zip(self.demands, self.held, self.parts, strict=True)
+        granted = self._granted = [
+            (
+                x if (x := a * part) > u else u,
+                y if (y := b * part) > v else v,
+                z if (z := c * part) > w else w,
+            )
+            for (a, b, c), (u, v, w), part in zip(self.demands, self.held, self.parts, strict=True)
         ]
-        tokens, cache = (max(left[k] - math.fsum([g[k] for g in self._granted]), 0.0) for k in (0, 1))
+        if not granted:
+            return left
+        columns = tuple(zip(*granted, strict=True))
+        if any(max(column) > most for column, most in zip(columns, self.capacity, strict=True)):
+            self._granted = [smaller(each, self.capacity) for each in granted]  # by rounding errors
+        tokens, cache = (max(left[k] - math.fsum(columns[k]), 0.0) for k in (0, 1))
         # ``round_sequences`` subtracts the sequences.
         return tokens, cache, left[2]
 
@@ -231,25 +239,33 @@ class _Stage:
     def shares(self, headroom: Vector, *, has_floor: bool = True) -> dict[str, Share]:
         """The share of each claim, by name. Without ``has_floor`` limits are not raised to floors."""
         shares = {}
+        most_tokens, most_cache, most_sequences = self.capacity
         more = [headroom] * len(self.claims)
         if self.tree is not None:
             more = self.tree.headroom(headroom, self.rooms, self.dominants)
         for claim, (tokens, cache, _), sequences, (more_tokens, more_cache, more_sequences) in zip(
             self.claims, self._granted, self._sequences, more, strict=True
         ):
-            ceiling = claim.ceiling.values()
-            whole = (tokens, cache, float(math.ceil(sequences - EPSILON)))
+            whole = float(math.ceil(sequences - EPSILON))
+            # The grant and the headroom, at most the capacity.
+            x = x if (x := tokens + more_tokens) < most_tokens else most_tokens
+            y = y if (y := cache + more_cache) < most_cache else most_cache
+            z = z if (z := sequences + more_sequences) < most_sequences else most_sequences
+            if claim.ceiling != UNBOUNDED:
+                limit, assured = _below_ceiling(claim, (tokens, cache, whole), (x, y, z), has_floor=has_floor)
+                shares[claim.name] = Share(Amount(tokens, cache, sequences), assured, limit)
+                continue
+            u, v, w = tokens, cache, whole
             if has_floor:
-                whole = larger(whole, smaller(claim.floor.values(), ceiling))
-            headed = (tokens + more_tokens, cache + more_cache, sequences + more_sequences)
-            limit, assured = larger(smaller(headed, self.capacity), whole), NOTHING
-            if claim.tier is Tier.SPOT:
-                limit = smaller(limit, ceiling)
-            else:
-                at_least = larger(whole, claim.guarantee.values())
-                limit = smaller(larger(limit, at_least), ceiling)
-                assured = Amount(*smaller(at_least, limit))
-            shares[claim.name] = Share(Amount(tokens, cache, sequences), assured, Amount(*limit))
+                a, b, c = claim.floor.values()
+                u, v, w = u if u > a else a, v if v > b else b, w if w > c else c
+            assured = NOTHING
+            if claim.tier is not Tier.SPOT:
+                if claim.guarantee is not NOTHING:
+                    u, v, w = larger((u, v, w), claim.guarantee.values())
+                assured = Amount(u, v, w)
+            limit = Amount(x if x > u else u, y if y > v else v, z if z > w else w)
+            shares[claim.name] = Share(Amount(tokens, cache, sequences), assured, limit)
         return shares
 
     def fair_shares(self) -> dict[str, FairShare]:
@@ -279,9 +295,26 @@ def _fill(stage: _Stage, left: Vector) -> Vector:
     return tokens, cache, stage.round_sequences(sequences)
 
 
+def _below_ceiling(claim: Claim, whole: Vector, headed: Vector, *, has_floor: bool) -> tuple[Amount, Amount]:
+    """The limit of a claim with a ceiling, and its assured part.
+
+    ``whole`` is its grant, and ``headed`` the grant with the headroom.
+    """
+    ceiling = claim.ceiling.values()
+    if has_floor:
+        whole = larger(whole, smaller(claim.floor.values(), ceiling))
+    if claim.tier is Tier.SPOT:
+        return Amount(*smaller(larger(headed, whole), ceiling)), NOTHING
+    at_least = larger(whole, claim.guarantee.values())
+    limit = smaller(larger(headed, at_least), ceiling)
+    return Amount(*limit), Amount(*smaller(at_least, limit))
+
+
 def _within_ceiling(claim: Claim) -> Vector:
     """The demand vector, shortened until it fits the ceiling in every dimension."""
     a, b, c = demand = counted(claim.demand.values())
+    if claim.ceiling == UNBOUNDED:
+        return demand
     x, y, z = ceiling = counted(claim.ceiling.values())
     if a <= x and b <= y and c <= z:
         return demand

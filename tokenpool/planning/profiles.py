@@ -43,7 +43,7 @@ class Profile(msgspec.Struct, frozen=True, gc=False):
     """Seconds since the first plan with this entitlement."""
 
 
-_NO_PROFILE = Profile()
+NO_PROFILE = Profile()
 _NO_REPORT = Report()
 
 
@@ -60,7 +60,7 @@ def followed(
     moved = {}
     for entitlement in entitlements:
         name = entitlement.name
-        profile = profiles.get(name, _NO_PROFILE)
+        profile = profiles.get(name, NO_PROFILE)
         age_s = profile.age_s + elapsed_s
         new = least if age_s >= PROFILE_S else elapsed_s / age_s if age_s > 0 else 1.0
         (a, b, c), (x, y, z) = reports.get(name, _NO_REPORT).service.values(), profile.service.values()

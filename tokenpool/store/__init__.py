@@ -63,11 +63,22 @@ class Store(Protocol):
     async def resign(self, candidate: str) -> None:
         """End the leadership of this candidate. Does nothing if another candidate leads."""
 
-    async def read(self) -> PoolSnapshot:
-        """All records and reports, for one tick."""
+    async def read(self, *, whole: bool = True) -> PoolSnapshot:
+        """All records and reports, for one tick.
 
-    async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> bool:
-        """Replace all limits and terms. Returns false, without a change, if a later epoch has written."""
+        Without ``whole``, a record that nobody has written since the last read may be the same object as
+        then, with its level and its floor of that time. Its limit is the published one. So the cost of a
+        read depends on the number of records written since the last one.
+        """
+
+    async def publish(
+        self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int, *, whole: bool = True
+    ) -> bool:
+        """Replace all limits and terms. Returns false, without a change, if a later epoch has written.
+
+        Without ``whole``, only limits that differ from the last publication may be sent, and records of
+        removed entitlements may stay until the next one with ``whole``.
+        """
 
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
         """Replace the pool file of all sidecars. Returns false if a later epoch has written."""

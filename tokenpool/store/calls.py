@@ -60,14 +60,22 @@ class _Method(NamedTuple):
 
 
 def _methods() -> dict[str, _Method]:
-    """The decoders of every method that is answered once, by its name."""
+    """The decoders of every method that is answered once, by its name.
+
+    Named arguments only save work. They stay with the caller.
+    """
     found = {}
     for name, method in inspect.getmembers(Store, inspect.iscoroutinefunction):
         if name in _OWN:
             continue
         types = typing.get_type_hints(method)
-        result = types.pop("return")
-        arguments: Any = tuple.__class_getitem__(tuple(types.values()))
+        result = types["return"]
+        positional = [
+            types[each.name]
+            for each in inspect.signature(method).parameters.values()
+            if each.name in types and each.kind is not inspect.Parameter.KEYWORD_ONLY
+        ]
+        arguments: Any = tuple.__class_getitem__(tuple(positional))
         found[name] = _Method(msgspec.msgpack.Decoder(arguments), msgspec.msgpack.Decoder(result))
     found[LISTEN] = _Method(msgspec.msgpack.Decoder(tuple[str]), msgspec.msgpack.Decoder(Push))
     return found

@@ -8,9 +8,11 @@
 --
 -- PREFIX:meta        hash: opens_at, heard_at, published_at, epoch, file_version, renewed_at, terms (packed);
 --                    complete once all limits were written; schema, the version of the leader's messages;
---                    credentials, the state of the feed of credentials: generation, sequence, count, check
+--                    credentials, the state of the feed of credentials: generation, sequence, count, check;
+--                    limits, the mark of the last complete publication of limits
 -- PREFIX:records     hash by entitlement: its packed record {level, at, depth, floor, sums, served, waiters,
 --                    contended_until, rows}; missing until a sidecar writes it
+-- PREFIX:changed     sorted set: entitlements by the time of the last write of their record
 -- PREFIX:limits      hash by entitlement: its packed limit; missing for an idle entitlement
 -- PREFIX:rows:NAME   hash by holder: its packed row {served, values, number} of the entitlement NAME
 -- PREFIX:holder:X    the number of the last complete message of the holder X
@@ -46,7 +48,7 @@ local KEEP_ROWS_MS = KEEP_MS + 120000
 -- The most fields in one call: Lua's stack bounds the arguments of a function.
 local MOST_FIELDS = 500
 local META, REPORTS = prefix .. ':meta', prefix .. ':reports'
-local RECORDS, LIMITS = prefix .. ':records', prefix .. ':limits'
+local RECORDS, LIMITS, CHANGED = prefix .. ':records', prefix .. ':limits', prefix .. ':changed'
 local ALIVE, KNOWN = prefix .. ':alive', prefix .. ':known'
 local ROOMS, POOL = prefix .. ':rooms', prefix .. ':pool'
 local FILE, SCALE_HINT = prefix .. ':file', prefix .. ':scale_hint'
@@ -111,16 +113,19 @@ end
 
 -- Write such records and the holder's rows. The caller cannot use the records afterwards.
 local function save(records, holder)
-  local fields = {}
+  local fields, changes, at = {}, {}, exact(now)
   local function flush()
-    if #fields > 0 and redis.call('HSET', RECORDS, unpack(fields)) > 0 then keep(RECORDS) end
-    fields = {}
+    if #fields == 0 then return end
+    if redis.call('HSET', RECORDS, unpack(fields)) > 0 then keep(RECORDS) end
+    if redis.call('ZADD', CHANGED, unpack(changes)) > 0 then keep(CHANGED) end
+    fields, changes = {}, {}
   end
   for name, record in pairs(records) do
     local row = record.row
     if row and redis.call('HSET', rows_key(name), holder, cmsgpack.pack(row)) == 1 then keep_rows(name) end
     record.name, record.limit, record.row, record.published = nil, nil, nil, nil
     fields[#fields + 1], fields[#fields + 2] = name, cmsgpack.pack(record)
+    changes[#changes + 1], changes[#changes + 2] = at, name
     if #fields == MOST_FIELDS then flush() end
   end
   flush()
@@ -210,7 +215,7 @@ local function renew_keys()
   local renewed_at = tonumber(redis.call('HGET', META, 'renewed_at') or 0)
   if now - renewed_at < 60 and now >= renewed_at then return end
   redis.call('HSET', META, 'renewed_at', exact(now))
-  keep(META, RECORDS, LIMITS, FILE, CREDENTIALS, CREDENTIAL_FEED)
+  keep(META, RECORDS, LIMITS, CHANGED, FILE, CREDENTIALS, CREDENTIAL_FEED)
   for _, name in ipairs(redis.call('HKEYS', RECORDS)) do keep_rows(name) end
 end
 

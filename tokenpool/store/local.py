@@ -280,13 +280,15 @@ class LocalStore:
         """See ``Store``."""
         await self._call("resign", candidate)
 
-    async def read(self) -> PoolSnapshot:
-        """See ``Store``."""
+    async def read(self, *, whole: bool = True) -> PoolSnapshot:
+        """See ``Store``. Every read is whole."""
         snapshot: PoolSnapshot = await self._call("read")
         return snapshot
 
-    async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> bool:
-        """See ``Store``."""
+    async def publish(
+        self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int, *, whole: bool = True
+    ) -> bool:
+        """See ``Store``. Every publication is whole."""
         is_done: bool = await self._call("publish", limits, terms, epoch)
         return is_done
 

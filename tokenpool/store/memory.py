@@ -100,12 +100,14 @@ class MemoryStore:
         """See ``Store``."""
         self.rules.resign(candidate)
 
-    async def read(self) -> PoolSnapshot:
-        """See ``Store``."""
+    async def read(self, *, whole: bool = True) -> PoolSnapshot:
+        """See ``Store``. Every read is whole."""
         return self.rules.read(self._clock())
 
-    async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> bool:
-        """See ``Store``."""
+    async def publish(
+        self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int, *, whole: bool = True
+    ) -> bool:
+        """See ``Store``. Every publication is whole."""
         return self.rules.publish(limits, terms, epoch, self._clock())
 
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:

@@ -12,8 +12,9 @@ import itertools
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 from msgspec import msgpack
 
 from tokenpool.leases.credential_feed import (
@@ -78,6 +79,14 @@ _quota_states = msgpack.Decoder(QuotaPage)
 _pushes = msgpack.Decoder(tuple[str, str])
 
 
+class _Published(NamedTuple):
+    """A complete publication of limits."""
+
+    limits: Mapping[str, Limit]
+    epoch: int
+    mark: str
+
+
 class RedisStore:
     """The lease store of one pool in one Redis.
 
@@ -95,6 +104,12 @@ class RedisStore:
     ) -> None:
         self.client = RedisClient(client, helpers)
         self._prefix = f"tokenpool:{{{pool}}}"
+        self._known: PoolSnapshot | None = None
+        """The content at the last read."""
+        self._published: _Published | None = None
+        """The last publication by this store; ``None`` if a later one may have failed."""
+        self._new_limits: dict[str, Limit | None] = {}
+        """The limits that this store has published since the last read; ``None`` for a removed one."""
         self._clock = clock
         self._host = host
         self.access: object = None
@@ -179,17 +194,32 @@ class RedisStore:
         """See ``Store``."""
         await self._run(scripts.LEAD, candidate=candidate, resigns=True)
 
-    async def read(self) -> PoolSnapshot:
+    async def read(self, *, whole: bool = True) -> PoolSnapshot:
         """See ``Store``."""
-        packed = await self._run(scripts.SNAPSHOT)
+        known = None if whole else self._known
+        since: dict[str, Any] = {} if known is None else {"since": known.at}
+        packed = await self._run(scripts.SNAPSHOT, **since)
         with failures():
             seen = _snapshots.decode(packed)
+        if known is not None and not (
+            self._published is not None
+            and seen.limits == self._published.mark
+            and seen.epoch == self._published.epoch
+            and seen.is_open == known.is_open
+        ):
+            # The store lost its content, or another coordinator has written.
+            return await self.read()
         reports = await self.client.all_fields(f"{self._prefix}:reports")
-        parts = [seen.names[start : start + PART] for start in range(0, len(seen.names), PART)]
         records: dict[str, EntitlementRecord] = {}
+        names = seen.names
+        if known is not None:
+            records |= known.records
+            names += self._with_new_limits(records)
+        parts = [names[start : start + PART] for start in range(0, len(names), PART)]
         for part in await _in_parallel(partial(self._read_part, part, seen) for part in parts):
             records |= part
-        return PoolSnapshot(
+        self._new_limits = {}
+        self._known = PoolSnapshot(
             records,
             {holder.decode(): report for holder, report in reports.items()},
             int(seen.epoch),
@@ -197,6 +227,18 @@ class RedisStore:
             seen.at,
             seen.file_version,
         )
+        return self._known
+
+    def _with_new_limits(self, records: dict[str, EntitlementRecord]) -> list[str]:
+        """Give known records the limits published since. Returns those to read again, and drops them."""
+        again = []
+        for name, limit in self._new_limits.items():
+            if limit is not None and name in records:
+                records[name] = msgspec.structs.replace(records[name], limit=limit)
+            else:
+                records.pop(name, None)
+                again.append(name)
+        return again
 
     async def _read_part(self, names: Sequence[str], seen: SnapshotResult) -> dict[str, EntitlementRecord]:
         answer = await self._run(scripts.RECORDS, names=names)
@@ -208,21 +250,55 @@ class RedisStore:
                 if record or limit
             }
 
-    async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> bool:
+    async def publish(
+        self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int, *, whole: bool = True
+    ) -> bool:
         """See ``Store``."""
+        before, self._published = self._published, None
+        mark = f"{epoch} {secrets.token_hex(8)}"
+        base = before if before is not None and before.epoch == epoch and not whole else None
+        changed: dict[str, Limit] = {}
+        removed: list[str] = []
+        if base is None:
+            results = await self._send_limits(limits, terms, epoch, {}, all=list(limits), mark=mark)
+            self._known = None
+        else:
+            changed = {name: limit for name, limit in limits.items() if limit != base.limits.get(name)}
+            removed = [name for name in base.limits if name not in limits]
+            known = {"base": base.mark, "before": len(base.limits)}
+            results = await self._send_limits(changed, terms, epoch, known, removed=removed, mark=mark)
+            if 2 in results:
+                return await self.publish(limits, terms, epoch)
+        if not all(results):
+            return False
+        self._published = _Published(dict(limits), epoch, mark)
+        self._new_limits |= changed
+        self._new_limits |= dict.fromkeys(removed)
+        return True
+
+    async def _send_limits(
+        self,
+        limits: Mapping[str, Limit],
+        terms: IdleTerms,
+        epoch: int,
+        fields: Mapping[str, Any],
+        **last: Any,
+    ) -> list[int]:
+        """Send limits in parts. All parts have ``fields``, and the last one has ``last``, too."""
         names, packed_terms = list(limits), msgpack.encode(terms)
         calls = []
         for start in range(0, len(names), PART) or (0,):
             part = names[start : start + PART]
             packed = [msgpack.encode(limits[name]) for name in part]
-            fields: dict[str, Any] = {"names": part, "sizes": [len(limit) for limit in packed]}
+            message: dict[str, Any] = {"names": part, "sizes": [len(limit) for limit in packed]}
+            message |= fields
             if start + PART >= len(names):
-                fields["all"] = names
+                message |= last
             calls.append(
-                partial(self._run, scripts.PUBLISH, b"".join(packed), packed_terms, **fields, epoch=epoch)
+                partial(self._run, scripts.PUBLISH, b"".join(packed), packed_terms, **message, epoch=epoch)
             )
         # The last part marks the limits as complete, so it is sent after the others.
-        return all([*await _in_parallel(calls[:-1]), await calls[-1]()])
+        return [*await _in_parallel(calls[:-1]), await calls[-1]()]
 
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
         """See ``Store``."""

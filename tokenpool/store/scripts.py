@@ -40,6 +40,8 @@ class SnapshotResult(msgspec.Struct, array_like=True):
     is_open: bool
     at: float
     file_version: str
+    limits: str = ""
+    """The mark of the last publication of limits; empty if a coordinator of an older version wrote them."""
 
 
 SCRIPT_LAYOUTS = (

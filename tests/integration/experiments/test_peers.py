@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from experiments.peers import command, environment
-from experiments.peers.latency import ProbeFailed, added
+from experiments.peers.latency import ProbeFailed, added, settled
 
 INSTALLED = ("engine alone", "engine's priority", "tokenpool")
 
@@ -62,6 +62,8 @@ async def test_a_refused_small_request_names_its_status() -> None:
         assert server.port is not None
         with pytest.raises(ProbeFailed, match="got status 429: b'too many'"):
             await asyncio.to_thread(added, server.port, server.port, "guaranteed-key", 10)
+        with pytest.raises(ProbeFailed, match=r"did not answer a small request within 1 s, for 0\.3 s"):
+            await asyncio.to_thread(settled, server.port, "guaranteed-key", 0.3)
 
 
 @pytest.mark.parametrize(

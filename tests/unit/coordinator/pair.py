@@ -55,12 +55,12 @@ class Line:
         self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        async def call(*arguments: Any) -> Any:
+        async def call(*arguments: Any, **named: Any) -> Any:
             if self.is_silent:
                 self.clock.now += TIMEOUT_S
                 raise StoreDown("no answer")
             self.clock.now += self.there_s
-            answer = await getattr(self.shared, name)(*arguments)
+            answer = await getattr(self.shared, name)(*arguments, **named)
             self.calls.append(name)
             if self.loses_answers:
                 self.clock.now += TIMEOUT_S

@@ -73,7 +73,7 @@ def test_envoy_limits_every_key_except_the_guaranteed_one() -> None:
     keys = {each["entries"][0]["value"] for each in limits["descriptors"]}
     assert keys == {f"Bearer {tenant.key}" for tenant in TENANTS if tenant.tier != GUARANTEED}
     fixed = adaptive["gradient_controller_config"]["min_rtt_calc_params"]["fixed_value"]
-    assert fixed == "0.400s"
+    assert fixed == "3.000s"
     first, second = manager["route_config"]["virtual_hosts"][0]["routes"]
     assert "Bearer guaranteed-key" in json.dumps(first["match"])
     assert "typed_per_filter_config" not in second
@@ -268,6 +268,14 @@ def test_a_column_that_a_peer_wins_says_so() -> None:
     assert any(line == "CPU per request, ms: first is Envoy, 1.0; tokenpool has 3.0" for line in lines)
     assert any(line.startswith("Jain by weight: first is tokenpool, 0.990") for line in lines)
     assert any(line.startswith("refused while idle: first is engine alone, tokenpool") for line in lines)
+
+
+def test_a_winner_that_wastes_the_engine_is_told_apart() -> None:
+    half = replace(OTHER, ttft_p99_s=0.05, tokens_per_s=300.0)
+    found = groups(BARE, half, GOOD)
+    assert table.efficient(found) == [ALONE, OURS]
+    (line,) = (line for line in table.verdicts(found) if line.startswith("guaranteed P99"))
+    assert line.endswith("tokenpool has 1.20; first at 0.95 of the best throughput or more is tokenpool")
 
 
 def missed(*results: Result) -> list[str]:

@@ -8,13 +8,17 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.domain_builders import entitlement
+from tokenpool.accounting.report import Report
 from tokenpool.accounting.retries import MOST_REMEMBERED, Retries
 from tokenpool.amounts import NO_KV_BOUND, NOTHING, Amount
 from tokenpool.capacity.model import UNLEARNED_TOKENS_PER_SECOND
 from tokenpool.entitlements import Group, KeyRef, KeySource, Pool, PoolFile, Tier
 from tokenpool.leases.messages import EntitlementRecord, Limit, PoolSnapshot
+from tokenpool.leases.resting import NO_DEBT
 from tokenpool.leases.tick import RETIRE_S, Memory, tick
 from tokenpool.leases.wire import (
     SidecarReport,
@@ -25,6 +29,7 @@ from tokenpool.leases.wire import (
     encode_report,
 )
 from tokenpool.planning.idle import idle_share
+from tokenpool.planning.planner import PlanInput, plan
 from tokenpool.planning.profiles import Profile
 
 REPLICA = Amount(1000, 10_000, 8)
@@ -242,3 +247,99 @@ def test_debt_an_empty_bucket_or_a_lease_keeps_a_limit(record: EntitlementRecord
     memory = Memory(idle_since={"a": 0.0})
     made = tick(replace(snapshot(1, a=record), at=1000.0), ONLY, None, memory=memory)
     assert "a" in made.limits
+
+
+# --- an incremental tick and a plan with all entitlements ---
+MANY = {
+    f"e{n}": entitlement(
+        f"e{n}",
+        tier=(Tier.GUARANTEED, Tier.ELASTIC, Tier.SPOT)[n % 3],
+        guarantee=Amount(100, 1000, 1) if n % 3 == 0 else NOTHING,
+        weight=1.0 + n,
+        group="capped" if n % 2 else None,
+    )
+    for n in range(6)
+}
+CAPPED = [Group("capped", "pool", ceiling=Amount(math.inf, math.inf, 9))]
+uses = st.dictionaries(
+    st.sampled_from([*MANY]),
+    st.tuples(st.sampled_from([0.0, 1.0, 20.0]), st.sampled_from([0.0, 2.0]), st.sampled_from([0.0, 5.0])),
+)
+
+
+@given(st.lists(uses, min_size=2, max_size=8))
+def test_an_incremental_tick_is_a_plan_with_all_entitlements(
+    steps: list[dict[str, tuple[float, ...]]],
+) -> None:
+    """Each step changes the demand, the service and the floor of some entitlements."""
+    records = {name: EntitlementRecord() for name in MANY}
+    before, memory = None, Memory()
+    debts: dict[str, float] = {}
+    group_debts: dict[str, float] = {}
+    owned: dict[str, EntitlementRecord] = {}
+    profiles: dict[str, Profile] = {}
+    for number, changes in enumerate(steps):
+        for name, (demand, service, floor) in changes.items():
+            served = records[name].served + Amount(service * 10, service * 100, service)
+            records[name] = msgspec.structs.replace(
+                records[name],
+                demand=Amount(100, 1000, 1) * demand,
+                served=served,
+                floor=Amount(0, 100, floor),
+            )
+        now = replace(snapshot(2, **records, **owned), at=float(number))
+        made = tick(now, MANY, before, memory=memory, groups=CAPPED)
+
+        served_before = before.records if before is not None else records
+        whole = plan(
+            PlanInput(
+                REPLICA * 2,
+                [*MANY.values()],
+                {
+                    name: Report(
+                        record.demand,
+                        record.served - served_before[name].served,
+                        Amount(0, record.floor.kv_tokens, max(record.floor.concurrency, 1.0)),
+                    )
+                    for name, record in records.items()
+                },
+                debts,
+                0.0 if before is None else 1.0,
+                profiles=profiles,
+                groups=CAPPED,
+                group_debts=group_debts,
+            )
+        )
+        for name, part in whole.entitlements.items():
+            own = made.plan.entitlements[name]
+            assert own.limit.values() == pytest.approx(part.limit.values(), rel=1e-9)
+            assert own.assured.values() == pytest.approx(part.assured.values(), rel=1e-9)
+            assert own.allocation.values() == pytest.approx(part.allocation.values(), rel=1e-9)
+            assert own.debt == pytest.approx(part.debt, abs=NO_DEBT)
+            assert made.limits[name].amount == own.limit
+        # A debt below ``NO_DEBT`` counts as zero while an entitlement is idle.
+        debts = {name: part.debt for name, part in made.plan.entitlements.items()}
+        group_debts = {name: each.debt for name, each in made.plan.groups.items()}
+        profiles = dict(whole.profiles)
+        records = {
+            name: msgspec.structs.replace(record, limit=made.limits[name], level=made.limits[name].depth)
+            for name, record in records.items()
+        }
+        owned = {"group:capped": EntitlementRecord(made.limits["group:capped"])}
+        before, memory = now, made.memory
+
+
+def test_a_tick_computes_no_limit_again_for_an_idle_entitlement_that_nobody_wrote() -> None:
+    records = {name: EntitlementRecord(Limit(), 1e9) for name in MANY}
+    first = tick(snapshot(2, **records), MANY, None)
+    second = tick(replace(snapshot(2, **records), at=1.0), MANY, snapshot(2, **records), memory=first.memory)
+    assert all(second.limits[name] is first.limits[name] for name in MANY)
+
+    records["e1"] = replace_floor(records["e1"], Amount(0, 500, 3))
+    third = tick(replace(snapshot(2, **records), at=2.0), MANY, snapshot(2, **records), memory=second.memory)
+    assert third.limits["e1"] is not second.limits["e1"]
+    assert third.limits["e2"] is second.limits["e2"]
+
+
+def replace_floor(record: EntitlementRecord, floor: Amount) -> EntitlementRecord:
+    return msgspec.structs.replace(record, floor=floor)
