@@ -88,7 +88,7 @@ def _sum(one: Any, other: Any, name: str = "") -> Any:
 
 
 def snapshot(workers: Mapping[int, Snapshot], name: str, planner: str = "") -> Snapshot:
-    """The content of the live page: all workers as one sidecar. ``planner`` plans for them alone, in words."""
+    """The content of the live page: all workers as one sidecar. ``planner`` names their own planner."""
     shown = [workers[number] for number in sorted(workers)]
     if not shown:
         return Snapshot("sidecar", name, notices=("no worker answers",))
