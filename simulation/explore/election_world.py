@@ -108,13 +108,15 @@ class Calls:
         """See ``Store``."""
         return await Call("publish_file", (version, content, epoch))
 
-    async def read(self) -> Any:
+    async def read(self, *, whole: bool = True) -> Any:
         """See ``Store``. The answer states whether the store is open; the pool is always the same."""
         is_open, version = await Call("read", ())
         reports = {"s": encode_report(_UP)}
         return PoolSnapshot({}, reports, 0, is_open, NOW, version)
 
-    async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> Any:
+    async def publish(
+        self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int, *, whole: bool = True
+    ) -> Any:
         """See ``Store``."""
         return await Call("publish", (tuple(sorted(limits.items())), terms, epoch))
 
