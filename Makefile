@@ -4,7 +4,7 @@ export SIDECARS
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test unit integration e2e unit-compiled coverage containers fuzz sim bench experiments peers soak engine \
+.PHONY: help demo check format test pythons unit integration e2e unit-compiled coverage containers fuzz sim bench experiments peers soak engine \
   compiled release wheel clean
 
 # The compiled data path is in a tree of its own, as pip installs it. Only commands that name the tree use it, so an
@@ -42,6 +42,9 @@ coverage: .venv/.installed ## report the branch coverage of the last `make test`
 	@$(BIN)/python -m coverage combine --keep --quiet --data-file out/.coverage out/.coverage.unit out/.coverage.integration
 	@$(BIN)/python -m coverage report --data-file out/.coverage
 
+pythons: .venv/.installed ## run the unit tests on each Python that pyproject.toml claims, in environments under out/pythons
+	@$(BIN)/python -m tests.pythons
+
 check: .venv/.installed ## check the format, lint, strict types and the architecture; seconds
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
@@ -66,7 +69,7 @@ peers: compiled ## compare with LiteLLM, Envoy and Rust routers under the same l
 soak: compiled engine ## run two real engines at half load for half an hour with faults; checks memory and counts
 	$(COMPILED) $(BIN)/python -m experiments soak $(EXPERIMENTS)
 
-sim: .venv/.installed ## simulate many sidecars and the lease store on a virtual clock; SIM_SEED=1 repeats a run; SIM=one-pool compares handover with its alternatives
+sim: .venv/.installed ## simulate many sidecars and the lease store on a virtual clock; SIM_SEED=1 repeats a run; SIM=one-pool compares handover with its alternatives, SIM=explore visits every state of small worlds
 	$(BIN)/python -m simulation $(SIM)
 
 containers: .venv/.installed engine ## build the images and run the tests in containers; root on Debian installs what is missing

@@ -55,6 +55,7 @@ from sidecar.dialects.routes import ROUTES, Route, find
 from sidecar.proxy import bounds
 from sidecar.proxy.tls import TlsServer
 from sidecar.telemetry import TPOT, TTFT
+from sidecar.workers.pages import worker_metrics
 from tests.certificates import certify
 from tokenpool.amounts import Dimension
 from tokenpool.entitlements import Tier
@@ -328,6 +329,7 @@ def sidecar_metrics() -> list[Exposed]:
     for source in made.admin.sources:
         found += _of_metrics(source.metrics())
     found += _of_metrics(TlsServer(made.manager, certificate, made.settings).metrics())
+    found += _of_metrics(worker_metrics(0, 0))
     return [*found, *_of_metrics(BuildInfo().collect())]
 
 

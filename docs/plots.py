@@ -1,13 +1,18 @@
-"""Draws ``docs/images/overload.svg`` from ``docs/images/overload.csv``: ``python -m docs.plots``.
+"""Draws pictures in ``docs/images`` from the tables beside them: ``python -m docs.plots``.
 
-One bar for each way to protect a guarantee, on a logarithmic axis: tokenpool in a strong colour, the others
-in grey. The script needs no library.
+- ``overload.svg``: one bar for each way to protect a guarantee, on a logarithmic axis: tokenpool in a strong
+  colour, the others in grey.
+- ``convergence.svg``: a line for the bound of ``convergence.md``, and points for random mixes, with requests
+  of no length or of 4 s. ``python -m simulation convergence`` makes its table.
+
+The script needs no library.
 """
 
 from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -102,9 +107,97 @@ def drawing(rows: list[Way]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
+HEIGHT, AXIS, MARGIN, HEAD, FOOT = 400.0, 64.0, 24.0, 76.0, 56.0
+MOST_RATIO, MOST_S = 4.2, 32.0
+DEBT_HEADING = "Time until every tenant stays within 5 % of its fair share"
+DEBT_SUBHEADING = (
+    "100 random mixes after the loss of 60 % of the capacity; the shipped planner on a fluid pool"
+)
+LONG = "4"
+"""The column with requests of 4 s, for which the bound does not hold."""
+
+
+class Point(NamedTuple):
+    """One mix: the first ratio of relative service, and times in seconds."""
+
+    ratio: float
+    bound: float
+    measured: float
+    with_long_requests: float
+
+
+def points() -> list[Point]:
+    """The rows of the file."""
+    lines = (FOLDER / "convergence.csv").read_text().splitlines()
+    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+    return [
+        Point(float(row["ratio"]), float(row["bound"]), float(row["0"]), float(row[LONG])) for row in rows
+    ]
+
+
+def across(ratio: float) -> float:
+    """The horizontal place of a ratio."""
+    return AXIS + (ratio - 1) / (MOST_RATIO - 1) * (WIDTH - AXIS - MARGIN)
+
+
+def down(seconds: float) -> float:
+    """The vertical place of a time."""
+    return HEIGHT - FOOT - seconds / MOST_S * (HEIGHT - HEAD - FOOT)
+
+
+def _dots(pairs: Sequence[tuple[float, float]], colour: str) -> list[str]:
+    return [
+        f'<circle cx="{across(ratio):.1f}" cy="{down(seconds):.1f}" r="3.5" fill="{colour}"'
+        ' fill-opacity="0.75"/>'
+        for ratio, seconds in pairs
+    ]
+
+
+def convergence(found: Sequence[Point]) -> str:
+    """The whole picture."""
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" width="{WIDTH:g}"'
+        f' height="{HEIGHT:g}" font-family="system-ui, Segoe UI, Helvetica, Arial, sans-serif" role="img">',
+        f"<title>{DEBT_HEADING}</title>",
+        f'<rect width="{WIDTH:g}" height="{HEIGHT:g}" rx="8" fill="#ffffff"/>',
+        text(20, 28, DEBT_HEADING, INK, size=17, weight=600),
+        text(20, 50, DEBT_SUBHEADING, FAINT, size=13),
+    ]
+    for seconds in range(0, int(MOST_S) + 1, 8):
+        y = down(seconds)
+        parts.append(f'<path d="M{AXIS:g} {y:.1f}H{WIDTH - MARGIN:g}" stroke="#e5e8eb"/>')
+        parts.append(text(AXIS - 8, y + 4, f"{seconds} s", FAINT, anchor="end"))
+    for ratio in (1.0, 2.0, 3.0, 4.0):
+        parts.append(text(across(ratio), HEIGHT - FOOT + 20, f"{ratio:g}", FAINT, anchor="middle"))
+    parts.append(
+        text(
+            (AXIS + WIDTH - MARGIN) / 2,
+            HEIGHT - 14,
+            "greatest / least relative service at the loss",
+            FAINT,
+            anchor="middle",
+        )
+    )
+    parts += _dots([(each.ratio, each.with_long_requests) for each in found], GREY)
+    parts += _dots([(each.ratio, each.measured) for each in found], STRONG)
+    line = "L".join(
+        f"{across(each.ratio):.1f} {down(each.bound):.1f}" for each in sorted(set(found), key=_by_ratio)
+    )
+    parts.append(f'<path d="M{line}" fill="none" stroke="{INK}" stroke-width="2"/>')
+    parts.append(text(across(2.1), down(7.2), "the bound", INK, size=14, weight=600))
+    parts.append(text(across(2.1), down(1.6), "measured", STRONG, size=14, weight=600))
+    parts.append(text(across(1.05), down(23), "requests of 4 s: the bound does not apply", FAINT, size=14))
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _by_ratio(point: Point) -> tuple[float, float]:
+    return point.ratio, point.bound
+
+
 def main() -> None:
-    """Write the picture."""
+    """Write the pictures."""
     (FOLDER / "overload.svg").write_text(drawing(ways()))
+    (FOLDER / "convergence.svg").write_text(convergence(points()))
 
 
 if __name__ == "__main__":

@@ -28,10 +28,12 @@ WARNINGS = PREFIX + "warnings"
 _ENGINE_CONTAINER = "container"
 _SET_BY_US = frozenset(
     {"--config", "--upstream", "--listen", "--admin", "--pool", "--store", "--store-file", "--drain-timeout"}
-    | {"--upstream-key-file", "--handover", "--peer", "--expose-engine-metrics"}
+    | {"--upstream-key-file", "--handover", "--peer", "--expose-engine-metrics", "--workers"}
 )
 _NOT_MOUNTED = frozenset({"--tls-cert", "--tls-key"})
 """Options that name files, which no injected sidecar has."""
+MOST_WORKERS = 64
+"""As the sidecar's own."""
 _NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 _PORT_NAME = r"[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?"
 _LABEL = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -45,6 +47,12 @@ def _maybe(read: Callable[[str, str], str]) -> Callable[[str, str], str | None]:
 def _port(text: str, source: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < int(text) < 65536:
         raise SettingsError(f"{source}: {text!r} is not a port, a number from 1 to 65535")
+    return int(text)
+
+
+def _workers(text: str, source: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= MOST_WORKERS:
+        raise SettingsError(f"{source}: {text!r} is not a number of processes from 1 to {MOST_WORKERS}")
     return int(text)
 
 
@@ -235,6 +243,12 @@ class Template:
         " labels or annotations of the pod name an endpoint picker or a scraper)",
         default="auto",
         read=_automatic,
+    )
+    workers: int = option(
+        "processes of the sidecar, for engines that stream more than 30,000 tokens/s; its CPU and memory are"
+        " multiplied by them",
+        default=1,
+        read=_workers,
     )
     keep_guaranteed: bool = option(
         "in a pod of the class Guaranteed, the sidecar requests its limits, so that the class stays",

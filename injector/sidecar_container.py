@@ -110,6 +110,8 @@ def _arguments(template: Template, ports: Settled, around: Surroundings) -> list
     if around.certificate is not None:
         given |= {"--tls-cert": around.certificate.cert, "--tls-key": around.certificate.key}
     words = [word for pair in given.items() for word in pair]
+    if template.workers > 1:
+        words += ["--workers", str(template.workers)]
     if around.exposes_metrics:
         words.append("--expose-engine-metrics")
     return [*words, *(template.sidecar_args or ())]
@@ -182,10 +184,20 @@ def _resources(template: Template) -> Json:
     asked = {"cpu": template.cpu_request, "memory": template.memory_request}
     most = {"cpu": template.cpu_limit, "memory": template.memory_limit}
     both = {
-        name: {kind: amount for kind, amount in amounts.items() if amount is not None}
+        name: {
+            kind: _multiplied(amount, template.workers)
+            for kind, amount in amounts.items()
+            if amount is not None
+        }
         for name, amounts in (("requests", asked), ("limits", most))
     }
     return {name: amounts for name, amounts in both.items() if amounts}
+
+
+def _multiplied(quantity: str, times: int) -> str:
+    """An amount of a resource for so many processes."""
+    number = quantity.rstrip("mkMGKi")
+    return quantity if times == 1 else f"{float(number) * times:g}{quantity.removeprefix(number)}"
 
 
 def volumes(template: Template) -> list[Json]:

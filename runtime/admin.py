@@ -68,7 +68,10 @@ class AdminPages:
     def _pieces(self) -> Iterator[str]:
         if self._own_metrics is not None:
             yield from self._own_metrics()
-        yield rendered([*BuildInfo().collect(), *self._process.collect()], self._labels())
+        labels = self._labels()
+        for metric in BuildInfo().collect():
+            yield rendered([metric], labels)
+        yield rendered(self._process.collect(), labels)
 
 
 class PageServer:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from aiohttp import web
 
-SLICE_S = 0.0003
-"""Seconds of one slice. Other work runs between slices. A piece that takes longer ends its slice."""
+SLICE_S = 0.0001
+"""Seconds after which a slice ends. With its last piece it takes less than 0.3 ms. Other work runs between
+slices. A piece that takes longer ends its slice."""
 CHUNK = 64 * 1024
 """Characters in one write to the connection: a copy of about 10 µs."""
 

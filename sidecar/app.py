@@ -36,6 +36,7 @@ from sidecar.handover.handover import Handover
 from sidecar.jwt.service import JwtService
 from sidecar.lifecycle import Lifecycle
 from sidecar.local_planner import LocalPlanner
+from sidecar.loop_holds import LoopHolds
 from sidecar.memory_bounds import derive
 from sidecar.pool_file_watcher import PoolFileWatcher
 from sidecar.ports import LoopPorts
@@ -183,7 +184,7 @@ class Sidecar:
             self.handover.links if self.handover is not None else None,
             tracer_of(settings, configuration.pool.name, telemetry),
         )
-        self.loop_delay = LoopDelay(telemetry.clock)
+        self.loop_delay, self.loop_holds = LoopDelay(telemetry.clock), LoopHolds(telemetry.clock)
         self.certificate = _certificate_of(settings)
         self._engine_metrics = MetricsRelay(address, PAGE_PATIENCE * settings.poll_timeout)
         self.admin = self._admin()
@@ -233,6 +234,7 @@ class Sidecar:
             self.telemetry,
             self.manager,
             [self.engine, self.controller, self.loop_delay],
+            self.loop_holds,
             self._engine_metrics,
             self.replication,
             self.credentials,
@@ -269,7 +271,7 @@ class Sidecar:
             self.replication.published.read_again()
 
     def enforce(self, configuration: Configuration) -> None:
-        """Put a changed pool file in force, and its limits with it."""
+        """Put a changed pool file in force. Its limits follow with the next plan, which begins now."""
         if self.settings.config is None:
             self.pool_file_watcher.follow(configuration)
         if self.local_planner is not None:
@@ -282,7 +284,7 @@ class Sidecar:
         if self._shared is not None:
             self._shared.follow(self.controller.accounts, now)
         if self.local_planner is not None:
-            self.local_planner.tick(now)
+            self.local_planner.tick_soon()
         self.controller.engine_changed()  # the room and the limits have changed
         collecting.keep()
 
@@ -295,32 +297,37 @@ class Sidecar:
         """Listen for tenants and operators, and start the background loops. Raises ``OSError``."""
         if self.manager.tracer is not None:
             self.manager.tracer.start()
-        await self.jwts.start()
-        admin = await self._start_pages()
+        job = self.loop_holds.job
+        with job("jwt"):
+            await self.jwts.start()
+        with job("pages"):
+            admin = await self._start_pages()
         if self._worker is None or not self._worker.is_again:
             await self._listen()
         if self.local_planner is not None:
             self.local_planner.tick(self.telemetry.clock())
-            self._spawn(self.local_planner.run(self.settings.tick))
+            self._spawn("planner", self.local_planner.run(self.settings.tick))
         if self.handover is not None:
-            await self.handover.start()
+            with job("handover"):
+                await self.handover.start()
         if self.replication is not None:
-            self._spawn(self.replication.run())
+            self._spawn("leases", self.replication.run())
         if self._shared is not None:
-            self._spawn(self._shared.prices.run())
-        for work in (
-            self.watcher.run(),
-            self._follow_engine(),
-            self._follow_alarms(),
-            self._cors.run(),
-            self.pool_file_watcher.run(),
-            self._sweep(),
-            self.loop_delay.run(),
-            self.credentials.run(),
-            self.quota_exchange.run(),
+            self._spawn("prices", self._shared.prices.run())
+        for name, work in (
+            ("engine", self.watcher.run()),
+            ("engine_changes", self._follow_engine()),
+            ("deadlines", self._follow_alarms()),
+            ("cors", self._cors.run()),
+            ("pool_file", self.pool_file_watcher.run()),
+            ("sweep", self._sweep()),
+            ("loop_delay", self.loop_delay.run()),
+            ("credentials", self.credentials.run()),
+            ("quotas", self.quota_exchange.run()),
         ):
-            self._spawn(work)
-        self.usage.start()
+            self._spawn(name, work)
+        with job("usage"):
+            self.usage.start()
         if self._worker is not None:
             self._share_room(self._worker)
             if self._worker.is_again:
@@ -351,7 +358,7 @@ class Sidecar:
 
     def _share_room(self, worker: Worker) -> None:
         """Answer the bell of this worker, and keep its row in the table fresh."""
-        self._spawn(self._state_row())
+        self._spawn("worker_state", self._state_row())
         asyncio.get_running_loop().add_reader(worker.bell, self._rung, worker.bell)
 
     def _rung(self, bell: int) -> None:
@@ -382,7 +389,7 @@ class Sidecar:
             self._servers.append(server)
             self.admin.sources.append(server)
             server.accept(sockets)
-            self._spawn(self.certificate.watch.run())
+            self._spawn("credentials", self.certificate.watch.run())
             return
         loop = asyncio.get_running_loop()
         for each in sockets:
@@ -399,8 +406,9 @@ class Sidecar:
         if self.certificate is not None:
             self.certificate.watch.request_reload()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, job: str, work: Coroutine[Any, Any, None]) -> None:
+        with self.loop_holds.job(job):
+            task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(_log_failure)
         self._tasks.append(task)
 

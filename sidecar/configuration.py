@@ -28,8 +28,8 @@ from tokenpool.yaml_nodes import Problem
 
 log = logging.getLogger(__name__)
 
-PER_PART = 200
-"""Entitlements that the parent takes over in one step: about 0.4 ms."""
+PER_PART = 40
+"""Entitlements that the parent takes over in one step: about 0.2 ms."""
 MOST_WARNINGS = 20
 """The most warnings that are logged: 2,000 lines delayed requests by 30 ms."""
 

@@ -8,7 +8,9 @@ from typing import NamedTuple
 from sidecar.tracing.interface import Trace
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
+from tokenpool.entitlements import Entitlement
 from tokenpool.outcomes import Reason, Verdict
+from tokenpool.usage.packing import PackedTexts
 
 ENGINE_RETRY_S = 1.0
 """The time after which a client retries an engine that is down: about the interval of health checks."""
@@ -55,6 +57,7 @@ class AdmittedRequest:
         "trace",
         "usage_id",
         "usage_slot",
+        "usage_texts",
         "verdict",
     )
 
@@ -93,6 +96,8 @@ class AdmittedRequest:
         """The beginning of its record, with the id; empty without usage records."""
         self.usage_slot = -1
         """The place of its record among those of running requests; -1 without usage records."""
+        self.usage_texts: tuple[Entitlement, PackedTexts] | None = None
+        """The texts of its record, and the entitlement that they name."""
         self.priority: int | None = None
         """The priority that the body carries, if the engine may refuse it."""
         self.verdict: Verdict | None = None

@@ -8,6 +8,7 @@ known. So no count of a bucket ever falls.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
@@ -41,16 +42,24 @@ class Buckets:
 class Histogram:
     """Counts by upper bound; thread-unsafe, for one event loop."""
 
-    __slots__ = ("buckets", "counts", "total")
+    __slots__ = ("_last", "_last_from", "_last_to", "buckets", "counts", "total")
 
     def __init__(self, buckets: Buckets) -> None:
         self.buckets = buckets
         self.counts = [0] * len(buckets.labels)
         self.total = 0.0
+        self._last = 0
+        self._last_from = self._last_to = math.inf
+        """The bucket of the last value, and its bounds. The next value is often in the same one."""
 
     def observe(self, value: float) -> None:
         """Count one value."""
-        self.counts[bisect_left(self.buckets.bounds, value)] += 1
+        if not self._last_from < value <= self._last_to:
+            bounds = self.buckets.bounds
+            last = self._last = bisect_left(bounds, value)
+            self._last_from = bounds[last - 1] if last > 0 else -math.inf
+            self._last_to = bounds[last] if last < len(bounds) else math.inf
+        self.counts[self._last] += 1
         self.total += value
 
     def refine(self, buckets: Buckets) -> None:
@@ -62,6 +71,7 @@ class Histogram:
             counts[bisect_left(buckets.bounds, bound)] = count
         counts[-1] = self.counts[-1]
         self.buckets, self.counts = buckets, counts
+        self._last_from = self._last_to = math.inf
 
     def by(self, bounds: Sequence[float]) -> tuple[int, ...]:
         """The counts by fewer bounds, all of which are bounds of this histogram."""

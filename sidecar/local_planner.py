@@ -7,16 +7,21 @@ tick of 2,000 entitlements of which one is active took 80 ms, four times a secon
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from sidecar.controller.controller import Controller
 from sidecar.telemetry import Telemetry
+from tokenpool.accounting.report import Report
 from tokenpool.capacity.model import CapacityModel
 from tokenpool.planning.planner import Plan, PlanInput, PlannerSettings, plan_steps
 from tokenpool.planning.profiles import Profile, after_idle_time
 
 log = logging.getLogger(__name__)
+
+PER_STEP = 20
+"""Accounts whose reports one step makes: about 0.2 ms."""
 
 
 class LocalPlanner:
@@ -35,6 +40,7 @@ class LocalPlanner:
         self._group_debts: dict[str, float] = {}
         self._under_way: Iterator[None] = iter(())
         """The remaining steps of a tick that has begun."""
+        self._is_due = asyncio.Event()
         self.plan: Plan | None = None
         """The plan in force."""
 
@@ -58,6 +64,11 @@ class LocalPlanner:
         for _ in self._under_way:
             pass
 
+    def tick_soon(self) -> None:
+        """Begin the next tick now, in steps: the accounts have changed."""
+        self.finish()
+        self._is_due.set()
+
     def tick_steps(self, clock: Callable[[], float]) -> Iterator[None]:
         """Run one tick in steps. The event loop decides requests between them.
 
@@ -66,18 +77,24 @@ class LocalPlanner:
         active, reported_at = self._controller.control.active, clock()
         accounts = {account.entitlement.name: account for account in active}
         before, self._ticked_at = self._ticked_at, reported_at
+        reports: dict[str, Report] = {}
+        profiles: dict[str, Profile] = {}
+        new = Profile(), self._started_at  # an entitlement that was never active was idle
+        for number, (name, account) in enumerate(accounts.items(), 1):
+            reports[name] = account.report(clock())
+            profile, at = self._profiles.get(name, new)
+            profiles[name] = after_idle_time(profile, before - at)
+            if number % PER_STEP == 0:
+                yield
         made = yield from plan_steps(
             PlanInput(
                 self._capacity.amount(),
                 [account.entitlement for account in accounts.values()],
-                {name: account.report(reported_at) for name, account in accounts.items()},
+                reports,
                 {name: account.debt for name, account in accounts.items()},
                 max(reported_at - before, 0.0),
                 self._settings,
-                {
-                    n: after_idle_time(profile, before - at)
-                    for n, (profile, at) in self._profiles_of(accounts)
-                },
+                profiles,
                 self._controller.pool_accounts.groups,
                 self._group_debts,
             )
@@ -97,14 +114,10 @@ class LocalPlanner:
         self._telemetry.limits_computed += 1
         self._controller.driver.serve()
 
-    def _profiles_of(self, names: Iterable[str]) -> list[tuple[str, tuple[Profile, float]]]:
-        """The last profile of each entitlement, and its time. One that was never active was idle."""
-        new = Profile(), self._started_at
-        return [(name, self._profiles.get(name, new)) for name in names]
-
     async def run(self, interval: float) -> None:
         """Tick until cancelled, with ``interval`` seconds between two ticks."""
         while True:
+            self._is_due.clear()
             self._under_way = self.tick_steps(self._telemetry.clock)
             try:
                 for _ in self._under_way:
@@ -112,4 +125,6 @@ class LocalPlanner:
             except Exception:
                 # A defect must not end the loop: the next interval tries again.
                 log.critical("the tick of the planner failed", exc_info=True)
-            await asyncio.sleep(interval)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval):
+                    await self._is_due.wait()

@@ -29,7 +29,7 @@ from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.shadow import Shadow
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.amounts import Dimension
-from tokenpool.entitlements import Tier
+from tokenpool.entitlements import Entitlement, Tier
 from tokenpool.leases.wire import FIRST_TOKEN_BOUNDS_S
 from tokenpool.outcomes import Ending, Reason, Verdict
 from tokenpool.planning.active_accounts import ActiveAccounts
@@ -249,7 +249,7 @@ class Series:
 class Tally:
     """The counts of one used entitlement."""
 
-    __slots__ = ("first_token", "outcomes", "promises", "series", "shared", "tier")
+    __slots__ = ("_finished", "first_token", "outcomes", "promises", "series", "shared", "tier")
 
     def __init__(self, tier: str, series: Series, *, is_own: bool) -> None:
         self.tier = tier
@@ -260,11 +260,14 @@ class Tally:
         self.shared: Counter[str] | None = None if is_own else shared
         """The outcomes of all entitlements in the series ``other``; ``None`` with a series of its own."""
         self.outcomes: Counter[str] = shared if is_own else Counter()
+        self._finished = 0
+        """Finished requests that ``outcomes`` does not have yet: most requests need no look-up by outcome."""
 
     def change_tier(self, tier: str) -> None:
         """The entitlement moves to another tier."""
         if tier == self.tier:
             return
+        self.add_up()
         outcomes, promises = self.series.outcomes, self.series.promises
         if self.shared is None:
             outcomes[tier] = outcomes.pop(self.tier)
@@ -275,10 +278,22 @@ class Tally:
         self.tier = tier
 
     def count(self, outcome: str) -> None:
-        """Count the outcome of a request."""
-        self.outcomes[outcome] += 1
+        """Count the outcome of a request. ``add_up`` follows, before the counts are read."""
+        if outcome is _FINISHED:
+            self._finished += 1
+        else:
+            self._add(outcome, 1)
+
+    def add_up(self) -> None:
+        """Add the finished requests to the outcomes."""
+        if self._finished:
+            self._add(_FINISHED, self._finished)
+            self._finished = 0
+
+    def _add(self, outcome: str, number: int) -> None:
+        self.outcomes[outcome] += number
         if self.shared is not None:
-            self.shared[outcome] += 1
+            self.shared[outcome] += number
 
 
 class Changes:
@@ -331,8 +346,8 @@ class Telemetry:
         self._own: dict[str, Series] = {}
         self._tallies: dict[str, Tally] = {UNIDENTIFIED: Tally(UNIDENTIFIED, self._unidentified, is_own=True)}
         """The counts of used entitlements, in the order of first use."""
-        self._reserved_for_guaranteed = 0
-        """The number of unused guaranteed entitlements. Each has a reserved place for a series of its own."""
+        self._unused_guaranteed: set[str] = set()
+        """Unused guaranteed entitlements. Each has a reserved place for a series of its own."""
         self._overhead = Histogram(_OVERHEAD_BUCKETS)
         self._first_token_buckets, self._per_token_buckets = _FIRST_TOKEN_BUCKETS, _PER_TOKEN_BUCKETS
         """With the promises of the pool file. A histogram takes them over with its next value or page."""
@@ -340,26 +355,43 @@ class Telemetry:
         self._changes: list[Changes] = []
 
     def follow(
-        self, accounts: Mapping[str, Account], ledger: Ledger, active: ActiveAccounts, pool: str
+        self,
+        accounts: Mapping[str, Account],
+        ledger: Ledger,
+        active: ActiveAccounts,
+        pool: str,
+        changed: Sequence[Account] | None = None,
+        removed: Iterable[Account] = (),
     ) -> None:
-        """Use the accounts of a pool file. Counts of a removed entitlement stay until the restart."""
+        """Use the accounts of a pool file. Counts of a removed entitlement stay until the restart.
+
+        ``changed`` are the new and changed accounts (``None``: all), and ``removed`` those that are gone.
+        """
         self._scope = f'pool="{pool}"'
         self._accounts = accounts
         self._ledger = ledger
         self._active = active
-        tallies = self._tallies
-        for name, tally in tallies.items():
-            account = accounts.get(name)
-            if account is not None and name != UNIDENTIFIED:
-                tally.change_tier(account.entitlement.tier.value)
-        self._reserved_for_guaranteed = sum(
-            account.entitlement.tier is Tier.GUARANTEED
-            for name, account in accounts.items()
-            if name not in tallies
-        )
-        firsts, others = _promised_s(accounts.values())
+        if changed is None:
+            changed = list(accounts.values())
+            self._unused_guaranteed.clear()
+        for account in removed:
+            self._unused_guaranteed.discard(account.entitlement.name)
+        for account in changed:
+            self._note_tier(account.entitlement)
+        firsts, others = _promised_s(changed)
         self._first_token_buckets = self._first_token_buckets.with_promises(firsts, _FIRST_TOKEN_BUCKETS)
         self._per_token_buckets = self._per_token_buckets.with_promises(others, _PER_TOKEN_BUCKETS)
+
+    def _note_tier(self, entitlement: Entitlement) -> None:
+        """Note the tier of a new or changed entitlement."""
+        name, tier = entitlement.name, entitlement.tier
+        tally = self._tallies.get(name)
+        if tally is not None and name != UNIDENTIFIED:
+            tally.change_tier(tier.value)
+        elif tally is None and tier is Tier.GUARANTEED:
+            self._unused_guaranteed.add(name)
+        else:
+            self._unused_guaranteed.discard(name)
 
     # --- called on the request path ---
 
@@ -448,10 +480,9 @@ class Telemetry:
         tier = account.entitlement.tier.value if account is not None else ""
         room = self._most_series - len(self._own)
         if account is not None and account.entitlement.tier is Tier.GUARANTEED:
-            if name in self._accounts:
-                self._reserved_for_guaranteed -= 1
+            self._unused_guaranteed.discard(name)
         else:
-            room -= self._reserved_for_guaranteed
+            room -= len(self._unused_guaranteed)
         is_own = room > 0 and name != OTHER and account is not None
         if is_own:
             series = self._own[name] = Series(tier)
@@ -467,7 +498,10 @@ class Telemetry:
     def outcomes(self, name: str) -> dict[str, int]:
         """The counts of an entitlement's requests by outcome."""
         tally = self._tallies.get(name)
-        return {str(outcome): n for outcome, n in tally.outcomes.items()} if tally is not None else {}
+        if tally is None:
+            return {}
+        tally.add_up()
+        return {str(outcome): n for outcome, n in tally.outcomes.items()}
 
     def first_tokens(self, name: str) -> tuple[float, tuple[int, ...]]:
         """The times to first token: their sum in seconds, and counts by ``FIRST_TOKEN_BOUNDS_S``."""
@@ -504,6 +538,8 @@ class Telemetry:
             for account in some:
                 self._tally(account)
             yield ""
+        for tally in self._tallies.values():
+            tally.add_up()
         names = list(self._own)
         every = [(self._labels(name), series) for name, series in self._own.items()]
         if self._other is not None:

@@ -2,6 +2,8 @@
 
 ``python -m simulation one-pool`` compares handover with its alternatives instead: ``simulation.one_pool``.
 ``python -m simulation quotas`` simulates tenants that spend their quotas: ``simulation.quotas``.
+``python -m simulation convergence`` compares the planner with the bound of docs/convergence.md.
+``python -m simulation explore`` visits every state of small worlds: ``simulation.explore``.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from simulation import convergence as convergence_bound
 from simulation import one_pool, quotas
+from simulation.explore import command as explore
 from simulation.fairness import Convergence, fairness_of
 from simulation.figures import Figures
 from simulation.mixes import all_of, lone_tenant, scarcity, skewed, small_tenants
@@ -31,6 +35,10 @@ MIXES = 20
 
 def main() -> int:
     """Run all simulations once, print the figures, and return 1 if a goal is missed."""
+    if sys.argv[1:2] == ["explore"]:
+        return explore.main(sys.argv[2:])
+    if sys.argv[1:] == ["convergence"]:
+        return convergence_bound.main()
     seed = int(os.environ.get("SIM_SEED") or secrets.randbelow(10**6))
     print(f"sim: seed {seed} (SIM_SEED={seed} repeats it)\n", flush=True)
     if sys.argv[1:] == ["one-pool"]:

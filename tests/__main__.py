@@ -146,6 +146,13 @@ JOBS = [
         environment=_COMPILED,
         is_background=True,
     ),
+    # An object of a compiled class cannot be made from a value, so these searches run from source.
+    Job(
+        "explore",
+        _pytest("tests/unit/simulation/test_explore.py"),
+        environment=_BYTECODE,
+        is_background=True,
+    ),
     Job(
         "processes",
         _pytest("-m", "exclusive", "tests/integration"),
@@ -208,7 +215,7 @@ TIERS = {
     "unit": ["unit"],
     "integration": ["integration", "processes"],
     "e2e": ["containers", "browser", "vllm-pages", "vllm"],
-    "unit-compiled": ["unit-compiled", "sidecar-compiled"],
+    "unit-compiled": ["unit-compiled", "explore", "sidecar-compiled"],
     "coverage": ["coverage"],
 }
 

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "cli": {"coordinator", "dashboard", "loadgen", "runtime", "simulation", "tokenpool"},
     "monitoring": set(),
     "toolbox": {"loadgen"},
-    "simulation": {"loadgen", "tokenpool", "toolbox"},
+    "simulation": {"coordinator", "loadgen", "tokenpool", "toolbox"},
     "loadgen": {"runtime", "tokenpool"},
     "demo": {"toolbox"},
     "experiments": {"loadgen", "demo", "tokenpool", "toolbox"},
@@ -66,7 +66,18 @@ LAYERS: dict[str, Layers] = {
     ],
     "sidecar": [
         frozenset({"settings", "lifecycle", "dialects", "histogram", "worker"}),
-        frozenset({"identity", "decisions", "pool_secret", "telemetry", "memory_bounds", "tracing", "usage"}),
+        frozenset(
+            {
+                "identity",
+                "decisions",
+                "pool_secret",
+                "telemetry",
+                "loop_holds",
+                "memory_bounds",
+                "tracing",
+                "usage",
+            }
+        ),
         frozenset({"engine", "jwt"}),
         frozenset({"configuration"}),
         frozenset({"proxy"}),

@@ -39,8 +39,8 @@ class KeyRef:
 
     source: KeySource
     value: str = field(repr=False)
-    line: int = 0
-    """The line in the pool file, from 1; 0 if unknown."""
+    line: int = field(default=0, compare=False)
+    """The line in the pool file, from 1; 0 if unknown. A key on another line is the same key."""
     id: str = ""
     """The name of the key in logs and usage records; empty for the first 8 hex digits of its digest."""
     expires_at: float | None = None

@@ -8,13 +8,19 @@ import math
 from collections.abc import Iterator
 
 from experiments.peers.environment import program
+from experiments.peers.loads import FAIR_SIZES, OUTPUT
 from experiments.peers.system import Place, Proxy, filled
 from experiments.peers.tenants import ELASTIC, GUARANTEED, GUARANTEED_SHARE, TENANTS, elastic_share
 from toolbox.ports import free_port
 from toolbox.processes import Process
 
-BURST_S = 2
-"""Seconds of its rate that a key may send at once through Envoy."""
+LONGEST = max(output for _, output in FAIR_SIZES.values())
+"""Output tokens of the longest usual request. Envoy takes its time alone as the minimal latency.
+
+With that of a short one, the filter took long requests for a slow engine: 20 % of the slots were in use.
+"""
+BURST_S = 1
+"""Seconds of its rate that a key may send at once through Envoy. With more, the burst fills the slots."""
 SHORTEST_FILL_S = 0.05
 """The shortest interval in which Envoy can fill a token bucket."""
 
@@ -45,7 +51,7 @@ def envoy_file(place: Place, port: int) -> str:
         "envoy.yaml",
         port=port,
         upstream=place.upstream,
-        min_rtt_s=f"{place.capacity.alone_s:.3f}",
+        min_rtt_s=f"{place.capacity.alone_s * LONGEST / OUTPUT:.3f}",
         guaranteed_key=f"{GUARANTEED}-key",
         descriptors="\n".join(lines),
     )

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from toolbox.percentiles import percentile
 
 WARM_UP = 10
+PROMPT_S = 1.0
+"""The longest time of a small request on an idle system."""
 _BODY = json.dumps(
     {"model": "small", "messages": [{"role": "user", "content": "ping"}], "max_tokens": 1, "ignore_eos": True}
 )
@@ -42,6 +44,17 @@ def added(engine: int, proxy: int, key: str, pairs: int) -> Added:
         percentile(proxy_s, 0.5) - percentile(engine_s, 0.5),
         percentile(proxy_s, 0.99) - percentile(engine_s, 0.99),
     )
+
+
+def settled(port: int, key: str, within_s: float) -> None:
+    """Wait until a port answers a small request promptly, after a load. Raises ``ProbeFailed``."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ProbeFailed, OSError, http.client.HTTPException), _connection(port) as one:
+            if _sender(one, key)() < PROMPT_S:
+                return
+        time.sleep(0.2)
+    raise ProbeFailed(f"port {port} did not answer a small request within {PROMPT_S:g} s, for {within_s:g} s")
 
 
 def _connection(port: int) -> contextlib.closing[http.client.HTTPConnection]:

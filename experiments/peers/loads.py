@@ -2,7 +2,7 @@
 
 - capacity: more workers than slots, without a proxy; then one request after the other.
 - moderate: the guaranteed tenant alone; then with one elastic tenant, at 50 % and at 80 % of the capacity.
-- overload: the guaranteed tenant at a quarter of the capacity, spot at three times the capacity.
+- overload: the guaranteed tenant at a quarter of the capacity, spot at twice the capacity.
 - fairness: persistent demand of four elastic tenants with weights and sizes.
 """
 
@@ -16,10 +16,15 @@ from experiments.peers.tenants import ELASTIC, GUARANTEED, SLOTS, SPOT, TENANTS,
 INPUT, OUTPUT = 16, 32
 """Tokens of the usual request."""
 GUARANTEED_LOAD = 0.25
-"""The guaranteed tenant's part of the capacity."""
+"""The guaranteed tenant's part of the capacity: four slots on average."""
+EVEN = 0.5
+"""The coefficient of variation of its gaps, so that it stays within its eight slots.
+
+With 1, as of a Poisson process, it would exceed them for 2 % of the time.
+"""
 MODERATE = {"half": 0.5, "most": 0.8}
 """All load of these phases, as a part of the capacity."""
-FLOOD = 3.0
+FLOOD = 2.0
 """The load of spot, as a multiple of the capacity."""
 BURSTING = "large"
 """The elastic tenant that uses what others leave. Its share by weight is a third."""
@@ -92,6 +97,11 @@ def _poisson(rate: float) -> str:
     return f"arrivals: {{poisson: {{rate: {rate:.4f}}}}}, input: {INPUT}, output: {OUTPUT}"
 
 
+def _even(rate: float) -> str:
+    """The guaranteed tenant's requests."""
+    return f"arrivals: {{gamma: {{rate: {rate:.4f}, cv: {EVEN:g}}}}}, input: {INPUT}, output: {OUTPUT}"
+
+
 def capacity(system: System, seconds: float) -> str:
     """One tenant with more workers than the engine has slots."""
     fields = f"arrivals: {{closed: {{workers: {2 * SLOTS}}}}}, input: {INPUT}, output: {OUTPUT}"
@@ -112,7 +122,7 @@ def moderate(system: System, sizes: Sizes, requests_per_s: float) -> str:
     rates = f"rates: {{{BURSTING}: {high / low:.4f}}}"
     return (
         _head("moderate", sizes.seconds)
-        + _tenant(system, _named(GUARANTEED), _poisson(requests_per_s * GUARANTEED_LOAD))
+        + _tenant(system, _named(GUARANTEED), _even(requests_per_s * GUARANTEED_LOAD))
         + _tenant(system, _named(BURSTING), burst)
         + "phases:\n"
         + f"  - {{name: alone, from: 0, to: {alone:g}}}\n"
@@ -127,7 +137,7 @@ def overload(system: System, sizes: Sizes, requests_per_s: float) -> str:
     ramp = f"{{from: {requests_per_s:.4f}, to: {rate:.4f}, over_s: {sizes.settle / 2:g}}}"
     return (
         _head("overload", sizes.seconds)
-        + _tenant(system, _named(GUARANTEED), _poisson(requests_per_s * GUARANTEED_LOAD))
+        + _tenant(system, _named(GUARANTEED), _even(requests_per_s * GUARANTEED_LOAD))
         + _tenant(system, _named(SPOT), f"arrivals: {{ramp: {ramp}}}, input: {INPUT}, output: {OUTPUT}")
         + "phases:\n"
         + f"  - {{name: settle, from: 0, to: {sizes.settle:g}}}\n"

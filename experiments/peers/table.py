@@ -132,6 +132,12 @@ def table(groups: Groups) -> str:
     return "\n".join(lines) + "\n"
 
 
+def efficient(groups: Groups) -> list[str]:
+    """The systems with at least ``LEAST_THROUGHPUT`` of the best throughput in overload."""
+    middles = {name: THROUGHPUT.middle(name, groups) for name in groups}
+    return [name for name, middle in middles.items() if middle is not None and middle >= LEAST_THROUGHPUT]
+
+
 def verdicts(groups: Groups) -> list[str]:
     """A sentence for each column: who is first, and the value of tokenpool if it is not."""
     lines = []
@@ -142,6 +148,9 @@ def verdicts(groups: Groups) -> list[str]:
         line = f"{column.title}: first is {', '.join(first)}, {column.cell(first[0], groups)}"
         if OURS in groups and OURS not in first:
             line += f"; {OURS} has {column.cell(OURS, groups)}"
+            among = column.first(groups, efficient(groups))
+            if among and among != first:
+                line += f"; first at {LEAST_THROUGHPUT} of the best throughput or more is {', '.join(among)}"
         lines.append(line)
     return lines
 

@@ -12,13 +12,13 @@ from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.entitlements import Entitlement, Group, Pool, PoolFile
 
 PER_STEP: Final = 50
-"""Accounts that one step makes while a pool file is prepared: 12 µs each."""
+"""Accounts that one step makes or compares while a pool file is prepared: 12 µs each."""
 
 
 class _Prepared:
     """The accounts of a pool file that is not in force yet."""
 
-    __slots__ = ("accounts", "changed", "epoch", "file")
+    __slots__ = ("accounts", "changed", "epoch", "file", "new", "removed")
 
     def __init__(self, file: PoolFile, epoch: int) -> None:
         self.file = file
@@ -26,6 +26,8 @@ class _Prepared:
         """The epoch in which they were gathered. They are outdated after another change."""
         self.accounts: dict[str, Account] = {}
         self.changed: list[tuple[Account, Entitlement]] = []
+        self.new: list[Account] = []
+        self.removed: list[Account] = []
 
 
 class Accounts:
@@ -44,6 +46,10 @@ class Accounts:
         """The groups of the pool."""
         self.of_groups: dict[str, Account] = {}
         """The accounts of groups with a ceiling, by their names in the lease store."""
+        self.changed: list[Account] = []
+        """The accounts that the last pool file added or changed."""
+        self.removed: list[Account] = []
+        """The accounts that the last pool file removed."""
         self._pricing = pool.pricing
         self._prepared: _Prepared | None = None
         self.configure(file, pool, now)
@@ -58,6 +64,7 @@ class Accounts:
         for first in range(0, len(entitlements), PER_STEP):
             self._gather(entitlements[first : first + PER_STEP], pool, now, prepared)
             yield
+        prepared.removed = self._missing(prepared)
         self._prepared = prepared
 
     def configure(self, file: PoolFile, pool: Pool, now: float) -> None:
@@ -66,21 +73,32 @@ class Accounts:
         if prepared is None or prepared.file is not file or prepared.epoch != self.epoch:
             prepared = _Prepared(file, self.epoch)
             self._gather(file.entitlements_of(pool.name), pool, now, prepared)
+            prepared.removed = self._missing(prepared)
         self.epoch += 1
         control = self._control
         for account, entitlement in prepared.changed:
             control.ledger.reconfigure(account, entitlement, pool.pricing)
-        for name in self.by_name.keys() - prepared.accounts.keys():
-            control.active.exclude(self.by_name[name])
+        for account in prepared.removed:
+            control.active.exclude(account)
+        self.changed = [*prepared.new, *[account for account, _ in prepared.changed]]
+        self.removed = prepared.removed
         self.by_name = prepared.accounts
         self.anonymous = self.by_name.get(file.anonymous) if file.anonymous else None
-        self.groups = file.groups_of(pool.name)
-        self.of_groups = group_accounts(self.groups, self.of_groups, now)
-        place(self.by_name.values(), self.groups, self.of_groups)
+        before, self.groups = self.groups, file.groups_of(pool.name)
+        if before or self.groups:
+            self.of_groups = group_accounts(self.groups, self.of_groups, now)
+            is_same = before == self.groups
+            place(self.changed if is_same else self.by_name.values(), self.groups, self.of_groups)
         if control.leases is None:
             use_ceilings(self.of_groups.values(), now)
         self._pricing = pool.pricing
         self.enforces = pool.enforce
+
+    def _missing(self, prepared: _Prepared) -> list[Account]:
+        """The accounts in force that a prepared file no longer has."""
+        if len(prepared.accounts) == len(self.by_name) + len(prepared.new):
+            return []
+        return [each for name, each in self.by_name.items() if name not in prepared.accounts]
 
     def _gather(
         self, entitlements: Sequence[Entitlement], pool: Pool, now: float, prepared: _Prepared
@@ -93,6 +111,7 @@ class Accounts:
             account = known.get(name)
             if account is None:
                 account = Account(entitlement, pool.pricing, now)
+                prepared.new.append(account)
             elif is_repriced or account.entitlement != entitlement:
                 prepared.changed.append((account, entitlement))
             prepared.accounts[name] = account

@@ -97,7 +97,7 @@ class Controller:
         self.pool_accounts = Accounts(control, configuration.file, configuration.pool, now)
         self._quotas = QuotaAccounts(control, quotas) if quotas is not None else None
         if self._quotas is not None:
-            self._quotas.configure(self.pool_accounts.by_name, configuration.file.groups_of(self.pool.name))
+            self._quotas.configure(self.pool_accounts.by_name, self.pool_accounts.groups)
         self.epoch = self.pool_accounts.epoch
         """Rises with each pool file. A cached head is valid within one epoch."""
         self._telemetry = telemetry
@@ -138,11 +138,19 @@ class Controller:
         self.pool_accounts.configure(configuration.file, configuration.pool, self._telemetry.clock())
         self.epoch = self.pool_accounts.epoch
         self.pool = configuration.pool
+        accounts = self.pool_accounts
         if self._quotas is not None:
-            self._quotas.configure(self.pool_accounts.by_name, configuration.file.groups_of(self.pool.name))
+            self._quotas.configure(accounts.by_name, accounts.groups, accounts.changed, accounts.removed)
         self.authenticator.keys = configuration.keys
         self.authenticator.administrators = configuration.administrators
-        self._telemetry.follow(self.accounts, self.control.ledger, self.control.active, self.pool.name)
+        self._telemetry.follow(
+            accounts.by_name,
+            self.control.ledger,
+            self.control.active,
+            self.pool.name,
+            accounts.changed,
+            accounts.removed,
+        )
 
     def refresh(self, account: Account, now: float) -> None:
         """Bring the limits of an idle account up to date, before they are shown."""
@@ -201,7 +209,13 @@ class Controller:
             if account.shadow is not None and _is_shadow_for_all(identity):
                 return self._unpriced(account, account.shadow, body, now)
             return Refusal(Reason.MALFORMED, str(error), error.param, account=account)
-        if not account.is_plain:
+        model = parsed.model
+        if not account.is_plain and (
+            parsed.is_flex
+            or identity is not None
+            or account.shadow is not None
+            or (model not in account.models and bool(account.models))
+        ):
             resolved = self._resolve(account, identity, parsed)
             if isinstance(resolved, Refusal):
                 return resolved
@@ -209,14 +223,19 @@ class Controller:
             if account.shadow is not None:
                 return self._admit_shadow(resolved, account.shadow, now, trace, credential)
             return self._offer(account, parsed, now, trace, credential)
-        if parsed.model is not None and not self.pool.serves(parsed.model):
-            return refusals.unknown_model(parsed.model, account)
+        if model is not None and not self._serves(model):
+            return refusals.unknown_model(model, account)
         if parsed.continued_response is not None or parsed.response_name is not None:
-            found = self._with_stored(account, [account.entitlement.name], parsed)
+            found = self._with_stored(account, owners(account, None), parsed)
             if isinstance(found, Refusal):
                 return found
             parsed = found
         return self._offer(account, parsed, now, trace, credential)
+
+    def _serves(self, model: str) -> bool:
+        """See ``Pool.serves``. This takes half the time, and most files name each model."""
+        models = self.pool.models
+        return model in models or "*" in models
 
     def _offer(
         self,
@@ -277,7 +296,7 @@ class Controller:
         """
         names = owners(account, identity)
         refusal: Refusal | None = None
-        if parsed.model is not None and not self.pool.serves(parsed.model):
+        if parsed.model is not None and not self._serves(parsed.model):
             refusal = refusals.unknown_model(parsed.model, account)
         else:
             account, refusal = resolve(account, identity, parsed.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from tokenpool.accounting.account import Account
@@ -24,22 +24,37 @@ class QuotaAccounts:
         self.quotas = quotas
         self._by_credential: dict[str, tuple[tuple[Quota, ...], tuple[Budget, ...]]] = {}
         """The quotas of credentials that were used, with their budgets."""
+        self._groups: Sequence[Group] = ()
+        """The groups of the pool file in force."""
         self._forget_at = MOST_CREDENTIALS
         """The number of these credentials at which ended ones are forgotten."""
 
-    def configure(self, accounts: Mapping[str, Account], groups: Sequence[Group]) -> None:
-        """Use these accounts and groups. Budgets that no account has any more are forgotten."""
+    def configure(
+        self,
+        accounts: Mapping[str, Account],
+        groups: Sequence[Group],
+        changed: Iterable[Account] | None = None,
+        removed: Iterable[Account] = (),
+    ) -> None:
+        """Use these accounts and groups. Budgets that no account has any more are forgotten.
+
+        Only the ``changed`` accounts are examined, unless the groups have changed. ``None``: all.
+        ``removed`` are the accounts that the pool file before had.
+        """
         quotas = self.quotas
         by_name = {group.name: group for group in groups} if any(each.quotas for each in groups) else {}
-        for name, account in accounts.items():
+        before, self._groups = self._groups, groups
+        forgets = any(account.budgets for account in removed)
+        for account in accounts.values() if changed is None or groups != before else changed:
             entitlement = account.entitlement
             above = chain(entitlement.group, by_name) if by_name else ()
             if entitlement.quotas or above or account.budgets:
-                budgets = quotas.of(Scope.ENTITLEMENT, name, entitlement.quotas)
+                budgets = quotas.of(Scope.ENTITLEMENT, entitlement.name, entitlement.quotas)
                 for group in above:
                     budgets += quotas.of(Scope.GROUP, group.name, group.quotas)
+                forgets = forgets or bool(set(account.budgets) - set(budgets))
                 account.budgets = budgets
-        if quotas.budgets:
+        if forgets:
             kept = [budget for account in accounts.values() for budget in account.budgets]
             kept += [budget for _, budgets in self._by_credential.values() for budget in budgets]
             quotas.keep_only(kept)

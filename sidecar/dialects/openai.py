@@ -69,7 +69,8 @@ def parse_chat(body: bytes) -> Parsed:
     Raises ``Malformed``.
     """
     check(body)
-    if body.count(b"{") <= MOST_ITEMS:  # so it has no more messages, which need not be counted while read
+    # A message has two bytes at least. So a short body need not be searched, nor its messages counted.
+    if len(body) <= 2 * MOST_ITEMS or body.count(b"{") <= MOST_ITEMS:
         request = read_part(decode_chat, body)
         begin_counting(len(request.messages))
     else:
@@ -219,7 +220,7 @@ def _chat_bound(request: Chat | ChatBatch) -> int | None:
 
 
 def _parsed(ask: Ask, request: Generation, body: bytes) -> Parsed:
-    has_priority = is_given(request.priority, body)
+    has_priority = request.priority is not _UNSET and is_given(request.priority, body)
     lowers = request.service_tier is not _NOTHING and is_flex(request.service_tier)
     if not request.stream:
         return Parsed(ask, request.model, False, False, body, has_priority, is_flex=lowers)

@@ -13,13 +13,11 @@ def quota_lines(budgets: tuple[Budget, ...]) -> bytes:
     """The lines about these budgets, as last known here; none without budgets."""
     if not budgets:
         return b""
-    level, lines, between = 0, "x-tokenpool-quota: ", ""
+    level, members = 0, []
     for budget in budgets:
         rest = budget.tokens - budget.spent
-        lines += f"{between}{budget.text_before}{int(rest) if rest > 0 else 0}{budget.text_after}"
-        between = ", "
+        members.append(f"{budget.text_before}{int(rest) if rest > 0 else 0}{budget.text_after}")
         if budget.level > level:
             level = budget.level
-    if level:
-        return f"{lines}\r\nx-tokenpool-quota-warning: {level}\r\n".encode()
-    return f"{lines}\r\n".encode()
+    warning = f"x-tokenpool-quota-warning: {level}\r\n" if level else ""
+    return f"x-tokenpool-quota: {', '.join(members)}\r\n{warning}".encode()

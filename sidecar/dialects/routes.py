@@ -19,7 +19,7 @@ from sidecar.dialects.bodies import Parsed
 from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.openai import OPENAI
 from sidecar.dialects.responses import RESPONSES
-from sidecar.dialects.usage_readers import BodyReader, ResponseReader
+from sidecar.dialects.usage_readers import BodyReader, OtherBodyReader, ResponseReader
 
 
 class Access(enum.Enum):
@@ -68,10 +68,10 @@ ROUTES: dict[bytes, Route] = {
     b"/v1/chat/completions/batch": Route(b"POST", openai.parse_chat_batch),
     b"/v1/completions": Route(b"POST", openai.parse_completion),
     b"/v1/responses": Route(b"POST", responses.parse, dialect=RESPONSES, reader=ResponseReader),
-    b"/v1/messages": Route(b"POST", messages.parse, dialect=ANTHROPIC),
+    b"/v1/messages": Route(b"POST", messages.parse, dialect=ANTHROPIC, reader=OtherBodyReader),
     b"/v1/messages/count_tokens": Route(b"POST", dialect=ANTHROPIC),
     b"/v1/embeddings": _EMBEDDINGS,
-    b"/v2/embed": Route(b"POST", cohere.parse),
+    b"/v2/embed": Route(b"POST", cohere.parse, reader=OtherBodyReader),
     b"/pooling": _EMBEDDINGS,
     b"/classify": _EMBEDDINGS,
     b"/score": _SCORES,

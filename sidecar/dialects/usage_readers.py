@@ -17,13 +17,12 @@ from sidecar.dialects.reported_usage import (
     TokenCounts,
     decode_answer,
     decode_block,
-    plain_usage,
+    decode_plain,
     text_of,
 )
 from tokenpool.pricing.cost import Usage
 
 USAGE_KEY: Final = b'"usage"'
-_PROMPT: Final = b'"prompt_tokens"'
 _BILLED: Final = b'"billed_units"'
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _OPENS: Final = re.compile(rb"\s*:\s*\{")
@@ -95,6 +94,19 @@ class Reader:
         return counts.output is not None
 
 
+def _plain_usage(body: bytes) -> Usage | None:
+    """The usage of a whole answer in its usual form; ``None`` for any other answer, and without usage."""
+    try:
+        block = decode_plain(body).usage
+    except UNREADABLE:
+        return None
+    prompt, output, details = block.prompt_tokens, block.completion_tokens, block.prompt_tokens_details
+    if not (prompt or output):
+        return None
+    cached = details.cached_tokens if details is not None else None
+    return Usage(prompt, output, cached or 0)
+
+
 class OpaqueReader(Reader):
     """Relays a compressed answer. The sidecar asks for none, and cannot read its usage."""
 
@@ -120,10 +132,14 @@ class BodyReader(Reader):
     name.
     """
 
-    __slots__ = ("_held", "_is_response", "_longest", "_parts", "_size")
+    __slots__ = ("_held", "_is_response", "_is_usual", "_longest", "_parts", "_size")
 
-    def __init__(self, longest: int = _LONGEST_BODY, is_response: bool = False) -> None:
+    def __init__(
+        self, longest: int = _LONGEST_BODY, is_response: bool = False, is_usual: bool = True
+    ) -> None:
         super().__init__()
+        self._is_usual = is_usual
+        """Whether the answer may have the usual form of OpenAI's API."""
         self._longest = longest
         """The number of bytes that are kept."""
         self._is_response = is_response
@@ -156,10 +172,9 @@ class BodyReader(Reader):
         return b""
 
     def _read(self, body: bytes) -> None:
-        if not self._is_response and _PROMPT in body:
-            usage = plain_usage(body)
-            if usage is not None and (usage[0] or usage[1]):
-                self._plain = usage
+        if self._is_usual:
+            self._plain = _plain_usage(body)
+            if self._plain is not None:
                 return
         try:
             answer = decode_answer(body.removeprefix(BYTE_ORDER_MARK))
@@ -210,7 +225,16 @@ class ResponseReader(BodyReader):
     __slots__ = ()
 
     def __init__(self) -> None:
-        super().__init__(_LONGEST_RESPONSE, is_response=True)
+        super().__init__(_LONGEST_RESPONSE, is_response=True, is_usual=False)
+
+
+class OtherBodyReader(BodyReader):
+    """Reads an answer of another API than OpenAI's. It never has the usual form."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(is_usual=False)
 
 
 def _last_object(text: bytes, name: bytes) -> int:

@@ -9,6 +9,7 @@ and its state.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from functools import partial
 from time import thread_time
@@ -20,7 +21,7 @@ from sidecar.proxy.answers import refusal_bytes
 from sidecar.proxy.bounds import LARGE_BODY, REQUEST_BYTES
 from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.proxy.connection_state import IllegalTransition, Life, Phase, Serving
-from sidecar.proxy.exchange import Exchange
+from sidecar.proxy.exchange import Client, Exchange
 from sidecar.proxy.head_cache import CachedHead
 from sidecar.proxy.head_policy import CachedRequest, Request
 from sidecar.proxy.heads import RequestHead
@@ -35,9 +36,13 @@ from tokenpool.outcomes import Reason
 MEASURED_BYTES: Final = 4096
 """The CPU time of parsing is measured for bodies from this size on."""
 _READING: Final = (Phase.HEAD, Phase.BODY)
+_IDLE: Final = Phase.IDLE
+_NOTHING: Final = Serving.NOTHING
+_EXCHANGING: Final = Serving.EXCHANGING
+_NEVER_ENDS: Final = math.inf
 
 
-class ClientConnection(ReceivingConnection):
+class ClientConnection(ReceivingConnection, Client):
     """One client connection."""
 
     __slots__ = (
@@ -86,12 +91,12 @@ class ClientConnection(ReceivingConnection):
 
     def data_received(self, data: bytes) -> None:
         """asyncio: the client sent bytes."""
-        parser = self._parser
+        batch, parser = self._manager.batch, self._parser
+        if not batch.is_empty:
+            batch.write()
         if parser.has_ended:
             self._drop(len(data))
-        elif (
-            parser.phase is Phase.IDLE and not self._unparsed and self._exchange is None and not self._pending
-        ):
+        elif parser.phase is _IDLE and not self._unparsed and self._exchange is None and not self._pending:
             known = self._cached_request
             if known is None or not self._serve_cached(known, data):
                 self._passed = None
@@ -124,7 +129,11 @@ class ClientConnection(ReceivingConnection):
         if epoch != manager.controller.epoch or manager.controller.is_draining or caller is not self.caller:
             return False
         credential = head.credential
-        if credential is not None and manager.controller.has_ended(credential):
+        if (
+            credential is not None
+            and credential.ends_at != _NEVER_ENDS
+            and manager.controller.has_ended(credential)
+        ):
             return False
         body = wire.body_of(data)
         if body is None or len(body) > LARGE_BODY or len(body) > manager.settings.max_body_bytes:
@@ -207,13 +216,13 @@ class ClientConnection(ReceivingConnection):
 
     def _serve_by(self, serving: Serving, exchange: Exchange | Waiting | DelayedAnswer | None) -> None:
         """Change what is served. Only this method changes ``_serving`` and ``_exchange``."""
-        if serving not in self._serving.following:
+        if (serving is _NOTHING) is (self._serving is _NOTHING):  # the table ``SERVING`` as one comparison
             raise IllegalTransition(f"the connection: {self._serving} to {serving}")
         self._serving = serving
         self._exchange = exchange
 
     def _serve_nothing(self) -> None:
-        self._serve_by(Serving.NOTHING, None)
+        self._serve_by(_NOTHING, None)
 
     def _next(self) -> None:
         """Answer requests until one waits for the engine, or for the client to read its answers."""
@@ -327,7 +336,7 @@ class ClientConnection(ReceivingConnection):
         exchange = Exchange(
             self, manager.controller, manager.telemetry, connections, head, admitted, head_bytes
         )
-        self._serve_by(Serving.EXCHANGING, exchange)
+        self._serve_by(_EXCHANGING, exchange)
         manager.controller.begin(admitted, exchange)
         if ticket is not None:
             now = manager.telemetry.clock()
@@ -369,7 +378,7 @@ class ClientConnection(ReceivingConnection):
         self._next()
 
     def _wait_for_request(self) -> None:
-        if self._parser.phase is Phase.IDLE:
+        if self._parser.phase is _IDLE:
             self._idle_since = now = self._manager.telemetry.clock()
             self._closes_at = now + self._manager.settings.idle_timeout
 
@@ -399,6 +408,7 @@ class ClientConnection(ReceivingConnection):
     def on_cut(self) -> None:
         """The response cannot be completed: close the connection."""
         self._serve_nothing()
+        self.write_unsent()
         if self._transport is not None:
             self._transport.abort()
 

@@ -19,6 +19,7 @@ from sidecar.proxy.interface import RequestController
 from sidecar.proxy.request_ids import RequestIds
 from sidecar.proxy.request_parser import ParserLimits
 from sidecar.proxy.upstream import Connections, Pool
+from sidecar.proxy.write_batch import WriteBatch
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
 from sidecar.tracing.interface import Tracer
@@ -99,6 +100,7 @@ class ConnectionManager:
         self.tracer = tracer
         self._places = places
         self.request_ids = RequestIds()
+        self.batch = WriteBatch()
         self.parser_limits = ParserLimits(
             max_head_bytes=settings.max_head_bytes,
             head_timeout=settings.head_timeout,

@@ -19,9 +19,9 @@ from sidecar.dialects.quota_headers import quota_lines
 from sidecar.dialects.refusals import REFUSALS, concerns_priority
 from sidecar.dialects.stream_reader import StreamReader
 from sidecar.dialects.usage_readers import BodyReader, OpaqueReader, Reader
-from sidecar.proxy.heads import RequestHead, ResponseHead, with_length
+from sidecar.proxy.heads import RequestHead, ResponseHead, length_line, with_length
 from sidecar.proxy.interface import RequestController
-from sidecar.proxy.upstream import NO_ROOM, Connection, Connections
+from sidecar.proxy.upstream import NO_ROOM, Connection, Connections, ResponseReceiver
 from sidecar.telemetry import Telemetry
 from tokenpool.outcomes import SHADOW_HEADER, Ending, Reason
 
@@ -43,8 +43,13 @@ PREEMPTED_RETRY_S: Final = 1.0
 class Client(Protocol):
     """The part of the client's connection that an exchange needs."""
 
+    __slots__ = ()
+
     def write(self, data: bytes) -> None:
         """Send bytes of the response."""
+
+    def write_soon(self, data: bytes) -> None:
+        """Send bytes of the response, together with those of other responses that were read just now."""
 
     def on_relayed(self, *, keeps_alive: bool, is_refusal: bool) -> None:
         """The response is complete."""
@@ -59,7 +64,7 @@ class Client(Protocol):
         """No engine has begun with the request: find a place for it. ``has_failed``: its place failed."""
 
 
-class Exchange:
+class Exchange(ResponseReceiver):
     """Relays one request and its response."""
 
     __slots__ = (
@@ -74,6 +79,7 @@ class Exchange:
         "_head",
         "_head_bytes",
         "_is_judging",
+        "_is_plain",
         "_judged",
         "_keeps_alive",
         "_pool",
@@ -110,6 +116,8 @@ class Exchange:
         self._keeps_alive = request.keeps_alive
         self._frames_chunks = False
         self._has_ended = False
+        self._is_plain = False
+        """Whether chunks are relayed as they come: the head is sent, and the first output has come."""
         self._is_judging = False
         """Whether the answer is delayed, because it may refuse the request for its priority."""
         self._judged = b""
@@ -213,10 +221,10 @@ class Exchange:
         is_changed = self._admitted.models is not None and head.status == 200
         if head.status in (204, 304) or self._request.method == b"HEAD":
             length = None if is_changed else head.content_length
-            return b"" if length is None or head.status == 204 else b"content-length: %d\r\n" % length
+            return b"" if length is None or head.status == 204 else length_line(length)
         # Hiding an event changes the length of a stream.
         if head.content_length is not None and not (head.is_event_stream or is_changed):
-            return b"content-length: %d\r\n" % head.content_length
+            return length_line(head.content_length)
         if self._request.is_http10:
             self._keeps_alive = False
             return b""
@@ -232,6 +240,24 @@ class Exchange:
         head, self._head = self._head, None
         if head is not None:
             self._client.write(head)
+
+    def on_chunk(self, chunk: bytes, body: bytes) -> None:
+        """One read was one whole chunk: relayed as it came, if nothing else is to be done.
+
+        In this state an event touches few objects, because each costs a cache miss.
+        """
+        if not self._is_plain:
+            self.on_read(body, False, chunk)
+            return
+        reader = self._reader
+        if reader is not None:
+            seen = reader.feed(body)
+            if reader.events >= self._checks_at:
+                self._checks_at = self._controller.settlement.relayed(self._admitted, reader.events)
+            if seen is not body:
+                chunk = self._wire(seen, False)
+        self.last_progress = self._telemetry.clock()
+        self._client.write_soon(chunk)
 
     def on_read(self, body: bytes, is_complete: bool, chunk: bytes | None = None) -> None:
         """One read of the engine's bytes: relayed in one write."""
@@ -261,11 +287,24 @@ class Exchange:
         self.last_progress = now
         passes = self._frames_chunks and self._head is None
         data = chunk if chunk is not None and passes else self._wire(body, is_complete)
+        if not is_complete:
+            self._send_part(data)
+            return
         if data:
             self._client.write(data)
-        if is_complete:
-            self._end(_FINISHED if self._status < 500 else Ending.UPSTREAM_ERROR)
-            self._client.on_relayed(keeps_alive=self._keeps_alive, is_refusal=400 <= self._status < 500)
+        self._end(_FINISHED if self._status < 500 else Ending.UPSTREAM_ERROR)
+        self._client.on_relayed(keeps_alive=self._keeps_alive, is_refusal=400 <= self._status < 500)
+
+    def _send_part(self, data: bytes) -> None:
+        """Send a part of the response, and decide whether later chunks are relayed as they come."""
+        if self._is_plain:
+            self._client.write_soon(data)
+            return
+        if data:
+            self._client.write(data)
+        ticket = self._admitted.ticket
+        has_begun = self._reader is None or ticket is None or ticket.has_begun
+        self._is_plain = self._frames_chunks and self._head is None and has_begun and not self._has_ended
 
     def _wire(self, body: bytes, is_complete: bool) -> bytes:
         """The bytes of one write: head, chunk frame, body, end.
@@ -419,6 +458,7 @@ class Exchange:
     def _place_again(self, *, has_failed: bool) -> None:
         """Find another place for a request with which no engine has begun. Its ticket ends with that."""
         self._has_ended = True
+        self._is_plain = False
         if self._admitted.trace is not None:
             self._admitted.trace.displaced()
         self._client.place_again(self._admitted, self._request, has_failed=has_failed)
@@ -455,6 +495,7 @@ class Exchange:
         if self._has_ended:
             return
         self._has_ended = True
+        self._is_plain = False
         admitted, reader, settlement = self._admitted, self._reader, self._controller.settlement
         computes = spent and self._status in (0, 200)
         if reader is None:

@@ -28,6 +28,7 @@ from sidecar.proxy.events import (
 )
 from sidecar.proxy.head_policy import Request, decide_head, extend_body, reserve_for
 from sidecar.proxy.request_parser import NEVER, TURN_BYTES, RequestParser
+from sidecar.proxy.write_batch import BatchedConnection
 
 LINGER_S: Final = 2.0
 """Seconds for which a refused client's remaining bytes are dropped, so that it receives the answer."""
@@ -35,11 +36,13 @@ LINGER_BYTES: Final = 4 << 20
 """The most bytes that are dropped so."""
 _LEAVES: Final = getattr(select, "POLLRDHUP", 0)
 """The poll event of a peer that has closed. Errors are reported without a flag."""
+MOST_UNSENT: Final = 4096
+"""The most bytes that wait for the end of a turn. Several events of the engine in one read have fewer."""
 MAX_PIPELINED: Final = 8
 """Requests that one connection parses ahead. Reading pauses beyond this number."""
 
 
-class ReceivingConnection(asyncio.Protocol):
+class ReceivingConnection(asyncio.Protocol, BatchedConnection):
     """The part of a client connection that receives requests."""
 
     __slots__ = (
@@ -56,6 +59,7 @@ class ReceivingConnection(asyncio.Protocol):
         "_serving",
         "_transport",
         "_unparsed",
+        "_unsent",
         "buffered",
         "caller",
     )
@@ -81,6 +85,8 @@ class ReceivingConnection(asyncio.Protocol):
         """The bytes of memory that the connection counts for."""
         self._unparsed = 0
         """The part of ``buffered`` for received bytes that wait to be parsed."""
+        self._unsent = b""
+        """Bytes for the client that wait in the manager's ``batch``."""
         self._closes_at = NEVER
         """The time at which an idle connection is closed, or the deadline of a close that has begun."""
         self._lingered = 0
@@ -94,7 +100,26 @@ class ReceivingConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send bytes to the client."""
+        batch = self._manager.batch
+        if not batch.is_empty:
+            data = self._unsent + data
+            self._unsent = b""
+            batch.write()
         if self._transport is not None:
+            self._transport.write(data)
+
+    def write_soon(self, data: bytes) -> None:
+        """Send bytes to the client at the end of this turn of the event loop, before any others."""
+        if self._unsent or len(data) > MOST_UNSENT:
+            self.write(data)
+        elif data:
+            self._unsent = data
+            self._manager.batch.add(self)
+
+    def write_unsent(self) -> None:
+        """The batch: send the bytes of ``write_soon`` now."""
+        data, self._unsent = self._unsent, b""
+        if data and self._transport is not None:
             self._transport.write(data)
 
     # --- bytes ---
@@ -310,6 +335,7 @@ class ReceivingConnection(asyncio.Protocol):
         """Close gracefully: written bytes are sent first, and over TLS both sides send a close_notify."""
         if self._life is not Life.CLOSING:
             self._become(Life.CLOSING)
+        self.write_unsent()
         self._stop_reading(within or self._manager.settings.write_timeout)
         if self._transport is not None:
             self._transport.close()
@@ -317,6 +343,7 @@ class ReceivingConnection(asyncio.Protocol):
     def _linger(self) -> None:
         """Close for writing, and read on for ``LINGER_S``. A reset could destroy the answer in transit."""
         self._become(Life.LINGERING)
+        self.write_unsent()
         self._stop_reading(LINGER_S)
         transport = self._transport
         if transport is None:

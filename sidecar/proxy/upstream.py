@@ -32,8 +32,10 @@ GOODBYE_S: Final = 1.0
 _REASON: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 
-class Exchange(Protocol):
+class ResponseReceiver(Protocol):
     """The receiver of an upstream connection's response."""
+
+    __slots__ = ()
 
     def on_head(self, head: ResponseHead) -> None:
         """The response's head is complete."""
@@ -43,6 +45,9 @@ class Exchange(Protocol):
 
         ``chunk`` is the same part with its chunk framing, if the read was one chunk.
         """
+
+    def on_chunk(self, chunk: bytes, body: bytes) -> None:
+        """One read was one whole chunk with this content, and not the last."""
 
     def on_lost(self, *, before_response: bool, was_reused: bool) -> None:
         """The connection ended, or broke the protocol, before the response was complete."""
@@ -103,7 +108,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, pool: Owner) -> None:
         self._pool = pool
         self._transport: asyncio.Transport | None = None
-        self._exchange: Exchange | None = None
+        self._exchange: ResponseReceiver | None = None
         self.was_used = False
         """Whether the engine may have closed it for idleness when its next request arrives."""
         self._body: list[bytes] = []
@@ -129,7 +134,7 @@ class Connection(asyncio.Protocol):
 
     # --- one exchange ---
 
-    def send(self, exchange: Exchange, head: bytes, body: bytes) -> None:
+    def send(self, exchange: ResponseReceiver, head: bytes, body: bytes) -> None:
         """Send a request; the response goes to the exchange."""
         assert self._transport is not None
         self._exchange = exchange
@@ -172,12 +177,13 @@ class Connection(asyncio.Protocol):
         is_first = self._is_first_read
         if is_first:
             self._is_first_read = False
-            if self._cached_head is not None and self._take_cached(exchange, *self._cached_head, data):
+            known = self._cached_head
+            if known is not None and self._take_cached(exchange, known[0], known[1], data):
                 return
         elif self._is_between_chunks:
             inside = only_chunk(data)
             if inside is not None:
-                exchange.on_read(inside, False, data)
+                exchange.on_chunk(data, inside)
                 return
         try:
             parser.feed_data(data)
@@ -204,7 +210,9 @@ class Connection(asyncio.Protocol):
         if body:
             exchange.on_read(body, False)
 
-    def _take_cached(self, exchange: Exchange, wire: CachedHead, head: ResponseHead, data: bytes) -> bool:
+    def _take_cached(
+        self, exchange: ResponseReceiver, wire: CachedHead, head: ResponseHead, data: bytes
+    ) -> bool:
         """Relay ``data`` as a whole response if it has the cached head. Returns whether it does."""
         body = wire.body_of(data)
         if body is None:
@@ -301,7 +309,7 @@ class Connection(asyncio.Protocol):
 
     # --- endings ---
 
-    def _finish(self, exchange: Exchange, body: bytes) -> None:
+    def _finish(self, exchange: ResponseReceiver, body: bytes) -> None:
         self._exchange = None
         if self._keeps_alive:
             self._pool.release(self)

@@ -28,6 +28,9 @@ MOST_TEXT: Final = 128
 MOST_KINDS: Final = 1024
 """The most combinations of texts that are kept: about 1 MB. Beyond it, all are encoded again."""
 
+_FINISHED: Final = Ending.FINISHED
+_FINISHED_TEXT: Final = Ending.FINISHED.value
+
 
 class UsageRecorder:
     """Makes the records of one sidecar process."""
@@ -129,7 +132,7 @@ class UsageRecorder:
             output_tokens,
             cached_tokens,
             held_s if held_s > 0.0 else 0.0,
-            ending.value,
+            _FINISHED_TEXT if ending is _FINISHED else ending.value,
             is_estimated,
         )
         if slot >= 0 and self.open_requests is not None:
@@ -159,7 +162,7 @@ class UsageRecorder:
         """The record as bytes; ``None`` if a value cannot be encoded."""
         queue_s = ticket.admitted_at - admitted.started_at
         try:
-            return self._texts(ticket, admitted.credential_id).pack(
+            return self._texts(ticket, admitted).pack(
                 id_,
                 self._wall_clock(),
                 input_tokens,
@@ -175,12 +178,16 @@ class UsageRecorder:
         except (struct.error, ValueError):
             return None  # no number of tokens that an engine counted, or no text
 
-    def _texts(self, ticket: Ticket, credential_id: str) -> PackedTexts:
+    def _texts(self, ticket: Ticket, admitted: AdmittedRequest) -> PackedTexts:
         """The texts of a request's record. Raises ``ValueError`` for a text that has no encoding."""
-        entitlement, target = ticket.account.entitlement, ticket.ask.target
+        entitlement, known = ticket.account.entitlement, admitted.usage_texts
+        if known is not None and known[0] is entitlement:
+            return known[1]
+        target, credential_id = ticket.ask.target, admitted.credential_id
         key = (entitlement.name, credential_id, target)
         kind = self._kinds.get(key)
         if kind is not None and kind[0] is entitlement:
+            admitted.usage_texts = kind
             return kind[1]
         route, model = target
         texts = PackedTexts(
@@ -195,7 +202,7 @@ class UsageRecorder:
         if len(model) <= MOST_TEXT:  # the key of a long one would take its memory
             if len(self._kinds) >= MOST_KINDS:
                 self._kinds.clear()
-            self._kinds[key] = entitlement, texts
+            self._kinds[key] = admitted.usage_texts = (entitlement, texts)
         return texts
 
     def take(self) -> tuple[list[bytes], list[int]]:

@@ -2,7 +2,7 @@
 
 Each worker serves its pages on a socket of its own. The supervisor also reads the metrics of each at
 intervals, so that the counters of a worker that is killed are not lost. A worker that does not answer for
-``HUNG_S`` is killed.
+``Times.hung_s`` is killed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import aiohttp
 import msgspec
@@ -31,14 +31,25 @@ from sidecar.workers.metrics_page import Page, Totals, parsed
 
 log = logging.getLogger(__name__)
 
-READ_EVERY_S = 1.0
-"""Seconds between two reads of a worker's metrics. It is more if a page takes long."""
-READ_SHARE, LONGEST_PAUSE_S = 0.01, 10.0
-ANSWER_WITHIN_S = 2.0
-HUNG_S = 10.0
-"""A worker that answered before, and does not for so long, is killed."""
-SNAPSHOT_EVERY_S = 0.5
+READ_SHARE, LONGEST_PAUSE_S = 0.01, 5.0
+"""The reads of a worker's metrics take at most this part of the time, with at most this pause in seconds."""
+SNAPSHOT_EVERY_S, IDLE_SNAPSHOT_EVERY_S = 0.5, 2.0
+"""Seconds between two reads of the workers' parts of the live page: while it is shown, and otherwise."""
 HOST = "http://worker"
+
+
+class Times(NamedTuple):
+    """Time limits and intervals, in seconds."""
+
+    answer_within_s: float = 2.0
+    """A page that takes longer counts as none."""
+    read_every_s: float = 1.0
+    """The shortest time between two reads of a worker's metrics."""
+    hung_s: float = 10.0
+    """A worker that answered before, and does not for so long, is killed."""
+
+
+_TIMES = Times()
 
 
 class WorkerSource(Protocol):
@@ -52,8 +63,9 @@ class WorkerSource(Protocol):
 class WorkerPages:
     """The pages of one worker."""
 
-    def __init__(self, folder: Path, index: int) -> None:
+    def __init__(self, folder: Path, index: int, answer_within_s: float) -> None:
         self.index = index
+        self._answer_within_s = answer_within_s
         self._path = str(pages_path(folder, index))
         self._session: aiohttp.ClientSession | None = None
         self.page: Page = {}
@@ -75,7 +87,7 @@ class WorkerPages:
             self._session = aiohttp.ClientSession(
                 HOST,
                 connector=aiohttp.UnixConnector(self._path),
-                timeout=aiohttp.ClientTimeout(total=ANSWER_WITHIN_S),
+                timeout=aiohttp.ClientTimeout(total=self._answer_within_s),
                 auto_decompress=False,
             )
         return self._session
@@ -116,16 +128,20 @@ class Pages:
         pool: str,
         restarts: Callable[[int], int],
         kill: Callable[[int], None],
+        times: Times = _TIMES,
     ) -> None:
         """``restarts`` counts those of a worker, and ``kill`` ends one that does not answer."""
         self._workers = workers
         self._pool = pool
         self._restarts = restarts
         self._kill = kill
-        self._pages = [WorkerPages(folder, index) for index in range(len(workers))]
+        self._times = times
+        self._pages = [WorkerPages(folder, index, times.answer_within_s) for index in range(len(workers))]
         self._totals = Totals()
         self.sources: list[Callable[[], Iterator[Metric]]] = []
         """Further metrics of the supervisor."""
+        self.planner = ""
+        """The planner of these workers alone, in words; empty with a lease store of their pool."""
         self.is_draining = False
         self._process = ProcessCollector(registry=CollectorRegistry())
         self._snapshots: dict[int, Snapshot] = {}
@@ -176,13 +192,13 @@ class Pages:
             began = time.monotonic()
             await worker.read_metrics()
             now, heard = time.monotonic(), worker.answered_at
-            if heard is not None and now - heard > HUNG_S:
+            if heard is not None and now - heard > self._times.hung_s:
                 log.error("a worker does not answer, and is killed", extra={"worker": worker.index})
                 worker.answered_at = None
                 self._kill(worker.index)
-            pause = READ_EVERY_S
+            pause = self._times.read_every_s
             if heard is not None and heard >= began:
-                pause = min(max(READ_EVERY_S, (now - began) / READ_SHARE), LONGEST_PAUSE_S)
+                pause = max(pause, min((now - began) / READ_SHARE, LONGEST_PAUSE_S))
             await asyncio.sleep(pause)
 
     async def _all(self, path: str) -> dict[int, tuple[int, bytes]]:
@@ -203,16 +219,8 @@ class Pages:
         return web.Response(body=text.encode(), headers={"content-type": CONTENT_TYPE})
 
     def _own_metrics(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily(
-            "tokenpool_workers",
-            "Processes of this sidecar that serve requests.",
-            value=sum(each.answered_at is not None for each in self._pages),
-        )
-        restarts = CounterMetricFamily(
-            "tokenpool_worker_restarts", "Processes that were started again after one had ended."
-        )
-        restarts.add_metric((), sum(self._restarts(each.index) for each in self._pages))
-        yield restarts
+        serving = sum(each.answered_at is not None for each in self._pages)
+        yield from worker_metrics(serving, sum(self._restarts(each.index) for each in self._pages))
         yield from self._process.collect()
         for source in self.sources:
             yield from source()
@@ -232,11 +240,12 @@ class Pages:
     async def _state(self, request: web.Request) -> web.Response:
         """The page ``/debug/state`` of all workers. See ``sidecar.admin``."""
         answers = await self._all(str(request.rel_url))
-        refused = next((answer for answer in answers.values() if answer[0] != 200), None)
-        if refused is not None:
-            return web.Response(status=refused[0], body=refused[1], content_type="application/json")
+        refused = [content for status, content in answers.values() if status != 200]
+        answers = {index: answer for index, answer in answers.items() if answer[0] == 200}
+        if not answers and refused and refused[0].startswith(b"{"):
+            return web.Response(status=404, body=refused[0], content_type="application/json")
         if not answers:
-            return web.json_response({"error": "no worker answers; see the log"}, status=503)
+            return web.json_response({"error": "no worker serves yet; see /readyz and the log"}, status=503)
         about: dict[int, dict[str, Any]] = {
             each.index: {
                 "worker": each.index,
@@ -261,16 +270,29 @@ class Pages:
 
     def _snapshot(self, wanted: Wanted) -> Snapshot:
         self._wanted = wanted
-        return merging.snapshot(self._snapshots, f"{len(self._pages)} workers")
+        return merging.snapshot(self._snapshots, f"{len(self._pages)} workers", self.planner)
 
     async def _take_snapshots(self) -> None:
         while True:
-            await asyncio.sleep(SNAPSHOT_EVERY_S if self.live.listeners else 4 * SNAPSHOT_EVERY_S)
+            is_waited_for = self.live.listeners or len(self._snapshots) < len(self._pages)
+            await asyncio.sleep(SNAPSHOT_EVERY_S if is_waited_for else IDLE_SNAPSHOT_EVERY_S)
             body = msgspec.msgpack.encode(self._wanted)
             for each in self._pages:
                 found = await each.read(SNAPSHOT, body)
                 if found is not None and found[0] == 200:
                     self._snapshots[each.index] = msgspec.msgpack.decode(found[1], type=Snapshot)
+
+
+def worker_metrics(serving: int, restarts: int) -> Iterator[Metric]:
+    """The metrics of the workers themselves, for Prometheus."""
+    yield GaugeMetricFamily(
+        "tokenpool_workers", "Processes of this sidecar that serve, with --workers.", value=serving
+    )
+    yield CounterMetricFamily(
+        "tokenpool_worker_restarts",
+        "Processes of this sidecar that were started again after one had ended.",
+        value=restarts,
+    )
 
 
 def _readiness(content: bytes) -> Readiness:

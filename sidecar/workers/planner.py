@@ -89,13 +89,16 @@ class PodPlanner:
         await self.store.publish(made.limits, made.plan.idle, self._epoch)
 
     async def _restore_forever(self) -> None:
-        """Let the quotas grant portions. No usage store has earlier spending, as for a lone sidecar."""
         while True:
             await asyncio.sleep(QUOTAS_EVERY_S)
-            self._quotas = await self.store.quotas()
-            for each in self._quotas:
-                if not each.is_restored and each.may_restore:
-                    await self.store.restore_quota(each.key, each.start, 0.0)
+            await self.restore()
+
+    async def restore(self) -> None:
+        """Let the quotas grant portions. No usage store has earlier spending, as for a lone sidecar."""
+        self._quotas = await self.store.quotas()
+        for each in self._quotas:
+            if not each.is_restored and each.may_restore:
+                await self.store.restore_quota(each.key, each.start, 0.0)
 
     def metrics(self) -> Iterator[Metric]:
         """The spending of budgets, for Prometheus."""

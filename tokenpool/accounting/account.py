@@ -7,7 +7,7 @@ the source of the limits sets the limits. ``now`` is in seconds of any monotonic
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tokenpool.accounting.bucket import TokenBucket, bucket_depth
 from tokenpool.accounting.meter import Meter
@@ -47,6 +47,9 @@ class Missing(NamedTuple):
     sequences: float
 
 
+_SPOT: Final = Tier.SPOT
+
+
 class Account:
     """One entitlement on this sidecar.
 
@@ -83,6 +86,7 @@ class Account:
         "has_peers",
         "is_active",
         "is_group",
+        "is_of_peers",
         "is_plain",
         "is_preemptible",
         "is_spot",
@@ -92,6 +96,7 @@ class Account:
         "limit_kv",
         "limit_sequences",
         "meter",
+        "models",
         "name",
         "plan",
         "planned_at",
@@ -142,6 +147,8 @@ class Account:
         """The accounts of its groups with a ceiling, from the bottom. Their limits bind it, too."""
         self.is_group = False
         """Whether this is the account of a group (``group_accounts``)."""
+        self.is_of_peers = False
+        """Whether it counts requests of other sidecars (``PeerAccounts``)."""
         self.away = 0
         """The part of ``concurrency_in_use`` on other replicas, by handover. Only the ledger changes it."""
 
@@ -157,7 +164,7 @@ class Account:
     def entitlement(self, entitlement: Entitlement) -> None:
         self._entitlement = entitlement
         guarantee, ceiling = entitlement.guarantee, entitlement.ceiling
-        self.name = entitlement.name
+        self.name, self.models = entitlement.name, entitlement.models
         self.guarantee_kv, self.guarantee_sequences = guarantee.kv_tokens, guarantee.concurrency
         self.ceiling_rate = ceiling.tokens_per_second
         self.ceiling_kv, self.ceiling_sequences = ceiling.kv_tokens, ceiling.concurrency
@@ -370,7 +377,7 @@ class Account:
         The last known use at other sidecars counts. Without ``counts_elsewhere`` the answer assumes that they
         use nothing. A guarantee without KV tokens does not bound KV tokens. Spot has no guarantee.
         """
-        if self._entitlement.tier is Tier.SPOT:
+        if self._entitlement.tier is _SPOT:
             return False
         sequences += self.concurrency_in_use
         kv_tokens += self.kv_in_use

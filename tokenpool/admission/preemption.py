@@ -91,14 +91,17 @@ class Preemption:
 
     def began(self, ticket: Ticket) -> None:
         """The engine has started a request."""
-        self.not_begun.pop(ticket, None)
+        if self.not_begun:
+            self.not_begun.pop(ticket, None)
 
     def left(self, ticket: Ticket) -> None:
         """A request has ended, or moves to another engine."""
         if self.ending:
             self.ending.pop(ticket, None)
-        self.spot.pop(ticket, None)
-        self.not_begun.pop(ticket, None)
+        if self.spot:
+            self.spot.pop(ticket, None)
+        if self.not_begun:
+            self.not_begun.pop(ticket, None)
         if ticket is self.last_guaranteed:
             self.last_guaranteed = None
 

@@ -129,20 +129,24 @@ def _over_group(group: Account, cost: Cost, now: float) -> Shed | None:
 
 def account_never_fits(account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
     """The refusal of a cost that never fits, by the ceiling of the entitlement or of a group."""
+    if _is_too_large(account, cost, room):
+        return never_fits(account.entitlement.ceiling, cost, room)
+    for group in account.groups:
+        if _is_too_large(group, cost, room):
+            return never_fits(group.entitlement.ceiling, cost, room)
+    return None
+
+
+def _is_too_large(account: Account, cost: Cost, room: EngineRoom) -> bool:
+    """Whether ``never_fits`` refuses a cost. It reads single numbers only."""
     kv_tokens, sequences = cost.kv_tokens, cost.sequences
-    if (
+    return (
         kv_tokens > account.ceiling_kv
         or kv_tokens > room.kv_tokens
         or sequences > account.ceiling_sequences
         or sequences > room.slots
         or account.ceiling_rate <= 0
-    ):
-        return never_fits(account.entitlement.ceiling, cost, room)
-    for group in account.groups:
-        refusal = never_fits(group.entitlement.ceiling, cost, room)
-        if refusal is not None:
-            return refusal
-    return None
+    )
 
 
 def never_fits(ceiling: Amount, cost: Cost, room: EngineRoom) -> Shed | None:

@@ -124,7 +124,7 @@ class Driver:
         if ticket is not None:
             if ticket is self._delivered:
                 self._delivered = None
-            if ticket in self._ended_early:
+            if self._ended_early and ticket in self._ended_early:
                 self._ended_early.discard(ticket)
                 runner.preempt()
                 return
@@ -142,8 +142,10 @@ class Driver:
 
     def settle(self, ticket: Ticket, spent: Usage, ending: Ending, *, reported: bool = True) -> None:
         """Settle a ticket, and perform the effects of the freed room."""
-        self._runners.pop(ticket, None)  # its entitlement may have another tier now
-        self._ended_early.discard(ticket)
+        if self._runners:
+            self._runners.pop(ticket, None)  # its entitlement may have another tier now
+        if self._ended_early:
+            self._ended_early.discard(ticket)
         self.control.settle(ticket, spent, ending, self._ports.now(), reported=reported)
         self.act()
 
@@ -286,7 +288,8 @@ class Driver:
             except Exception as error:
                 # The messages are sent nevertheless: without renewals, all leases would expire.
                 self._ports.failed("the tick of the leases failed", error)
-            self._send(self._ports.now())
+            while self._send_one(self._ports.now()):
+                yield
 
     def answered(self, message: Message, answer: Answer) -> None:
         """The lease store answered a message."""
@@ -392,11 +395,20 @@ class Driver:
         return ReplicaRoom(room.kv_tokens, room.sequences, room.tokens_spent, room.address, cached)
 
     def _send(self, now: float) -> None:
+        """Send all due messages to the lease store."""
+        while self._send_one(now):
+            pass
+
+    def _send_one(self, now: float) -> bool:
+        """Send the next due message. Returns whether there was one."""
         if self.sync is None or self._is_stopped:
-            return
+            return False
         try:
-            for message in self.sync.messages(now):
+            message = self.sync.next_message(now)
+            if message is not None:
                 self._ports.send_message(replace(message, room=self._room(now)))
         except Exception as error:
             # A defect must not reach the request that is being served: the next interval tries again.
             self._ports.failed("a message to the lease store could not be made", error)
+            return False
+        return message is not None

@@ -48,7 +48,7 @@ class PeerAccounts:
 
     def has(self, account: Account) -> bool:
         """Whether this is an account of peer requests."""
-        return account in self._accounts.values()
+        return account.is_of_peers
 
     @property
     def sequences(self) -> int:
@@ -70,7 +70,7 @@ def _account(tier: Tier, is_preemptible: bool, standing: Standing, now: float) -
     account = Account(entitlement, Pricing(), now)
     if is_assured:
         account.assured, account.has_peers = ASSURED, True
-    account.is_active = True  # no planner sets its limits
+    account.is_of_peers = account.is_active = True  # no planner sets its limits
     account.limit = account.pool_limit = UNLIMITED
     account.bucket.hold(math.inf)
     return account

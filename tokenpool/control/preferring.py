@@ -90,7 +90,7 @@ class Preferring:
         self, ticket: Ticket, spent: Usage, caches: PrefixCaches | None, now: float, *, reported: bool
     ) -> None:
         """A request has finished: its engine has the beginnings of its prompt in its cache."""
-        preference = self._running.pop(ticket, None)
+        preference = self._running.pop(ticket, None) if self._running else None
         if caches is None:
             return
         if ticket.place is None:

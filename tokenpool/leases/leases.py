@@ -496,6 +496,8 @@ class Leases:
 
     def group_may_fit(self, group: Account) -> None:
         """Waiting requests of the members of a group may fit."""
+        if not self.queue.is_any_waiting_for_lease:
+            return
         for name in self._members_waiting(group):
             self.waits.may_fit(name)
 

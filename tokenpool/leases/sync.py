@@ -30,8 +30,8 @@ GROWTH = 2.0
 """The least tokens to hold, as a multiple of the tokens spent since the last report."""
 MOST_ROWS = 50
 """The most entitlements in one message: about 1 ms of Redis (24 us each). The next message names the rest."""
-PER_STEP = 20
-"""Entitlements in one step of a tick: about 0.4 ms."""
+PER_STEP = 6
+"""Entitlements in one step of a tick: about 0.2 ms."""
 CHANGED = 0.1
 """A smaller relative change of demand is not reported."""
 

@@ -159,6 +159,10 @@ class Cost:
     def __repr__(self) -> str:
         return f"Cost{self._key()}"
 
+    def changed(self, **changes: Any) -> Cost:
+        """The same cost with other values of some fields."""
+        return Cost(**({name: getattr(self, name) for name in _COST} | changes))
+
 
 class Usage(NamedTuple):
     """The token counts that the engine reports for one request."""

@@ -60,6 +60,18 @@ LineSums = tuple[float, float, float, float, float]
 NO_SUMS: Final = (0.0, 0.0, 0.0, 0.0, 0.0)
 
 
+# Compiled code inlines constants of the module. Those of a class are objects, and are looked up.
+_RIDGE: Final = 1.001
+_MOST_OFFSET: Final = 1024.0
+_LOWEST: Final = 0.02
+_HIGHEST: Final = 2.0
+_BAND: Final = 1.5
+_BAND_TOKENS: Final = 16.0
+_DECAY: Final = 0.97
+_SMALL_BYTES: Final = 64.0
+_SHARPNESS: Final = -1.75
+
+
 class InputTokens:
     """The input tokens of a prompt: a line, ``offset + per_byte * bytes``, fitted to observed prompts.
 
@@ -78,22 +90,22 @@ class InputTokens:
     PRIOR: Final = 0.25
     PRIOR_BYTES: Final = 256.0
     """The prior has the weight of one prompt of this length."""
-    LOWEST: Final = 0.02
-    HIGHEST: Final = 2.0
-    MOST_OFFSET: Final = 1024.0
-    DECAY: Final = 0.97
+    LOWEST: Final = _LOWEST
+    HIGHEST: Final = _HIGHEST
+    MOST_OFFSET: Final = _MOST_OFFSET
+    DECAY: Final = _DECAY
     """The factor of an observation's weight at each later one. About a hundred requests forget an old mix."""
-    BAND: Final = 1.5
-    BAND_TOKENS: Final = 16.0
-    SHARPNESS: Final = -1.75
-    SMALL_BYTES: Final = 64.0
-    RIDGE: Final = 1.001
+    BAND: Final = _BAND
+    BAND_TOKENS: Final = _BAND_TOKENS
+    SHARPNESS: Final = _SHARPNESS
+    SMALL_BYTES: Final = _SMALL_BYTES
+    RIDGE: Final = _RIDGE
 
     __slots__ = ("_fade", "_lent", "_w", "_wx", "_wxx", "_wxy", "_wy", "observations", "offset", "per_byte")
 
     def __init__(self) -> None:
         size = self.PRIOR_BYTES
-        weight = (size + self.SMALL_BYTES) ** self.SHARPNESS
+        weight = (size + _SMALL_BYTES) ** _SHARPNESS
         self._w = self._wx = self._wy = 0.0  # the prior has no opinion on the offset
         self._wxx = weight * size * size
         self._wxy = self._wxx * self.PRIOR
@@ -167,16 +179,16 @@ class InputTokens:
         if text_bytes <= 0:
             return
         expected = self.offset + self.per_byte * text_bytes
-        lowest = expected / self.BAND - self.BAND_TOKENS
-        highest = expected * self.BAND + self.BAND_TOKENS
+        lowest = expected / _BAND - _BAND_TOKENS
+        highest = expected * _BAND + _BAND_TOKENS
         if tokens < lowest:
             tokens = lowest
         elif tokens > highest:
             tokens = highest
         if tokens < 0.0:
             tokens = 0.0
-        decay = self.DECAY
-        weight = math.pow(text_bytes + self.SMALL_BYTES, self.SHARPNESS)
+        decay = _DECAY
+        weight = math.pow(text_bytes + _SMALL_BYTES, _SHARPNESS)
         weighted = weight * text_bytes
         self._w = self._w * decay + weight
         self._wx = self._wx * decay + weighted
@@ -189,17 +201,17 @@ class InputTokens:
 
     def _fit(self) -> None:
         w, wx, wy, wxx, wxy = self._w, self._wx, self._wy, self._wxx, self._wxy
-        offset = (wy * wxx - wx * wxy) / (w * self.RIDGE * wxx - wx * wx)
+        offset = (wy * wxx - wx * wxy) / (w * _RIDGE * wxx - wx * wx)
         if offset < 0.0:
             offset = 0.0
-        elif offset > self.MOST_OFFSET:
-            offset = self.MOST_OFFSET
+        elif offset > _MOST_OFFSET:
+            offset = _MOST_OFFSET
         self.offset = offset
         per_byte = (wxy - offset * wx) / wxx
-        if per_byte < self.LOWEST:
-            per_byte = self.LOWEST
-        elif per_byte > self.HIGHEST:
-            per_byte = self.HIGHEST
+        if per_byte < _LOWEST:
+            per_byte = _LOWEST
+        elif per_byte > _HIGHEST:
+            per_byte = _HIGHEST
         self.per_byte = per_byte
 
 
@@ -423,12 +435,16 @@ class OutputQuantile:
         self.observations += 1
         if len(order) >= self.ENOUGH:
             self._correct(output_tokens, predicted, running)
+        replaced = -1
         if len(order) == self._window:
-            del ranked[bisect_left(ranked, order.popleft())]
+            replaced = order.popleft()
             if self._lent:
                 self._lent -= 1
         order.append(output_tokens)
-        insort(ranked, output_tokens)
+        if replaced != output_tokens:
+            if replaced >= 0:
+                del ranked[bisect_left(ranked, replaced)]
+            insort(ranked, output_tokens)
         self._rank()
         self._certify()
 

@@ -29,16 +29,22 @@ _text: Final = msgspec.msgpack.Encoder().encode
 class PackedIds:
     """The ids of one process's records: its name, and a number."""
 
-    __slots__ = ("_begin", "_number")
+    __slots__ = ("_begin", "_number", "_process", "_until")
 
     def __init__(self, process: str) -> None:
-        self._begin = process + "-"
-        self._number = 0
+        self._process = process
+        self._number = self._until = 0
+        self._begin = b""
+        """All before the number, for numbers below ``_until``, which have equally many digits."""
 
     def next(self) -> bytes:
         """The beginning of the next record, with its id."""
-        self._number += 1
-        return b"%b%b%b" % (_BEGIN, _text(f"{self._begin}{self._number}"), _FLOAT_BYTE)
+        self._number = number = self._number + 1
+        digits = str(number).encode()
+        if number >= self._until:
+            self._until = 10 ** len(digits)
+            self._begin = _BEGIN + _text(f"{self._process}-{number}")[: -len(digits)]
+        return b"%b%b%b" % (self._begin, digits, _FLOAT_BYTE)
 
 
 class PackedTexts:

@@ -88,6 +88,7 @@ def test_every_decision_is_in_the_index_and_has_a_date() -> None:
 
 def test_the_plot_of_the_readme_shows_the_figures_of_its_file() -> None:
     assert (plots.FOLDER / "overload.svg").read_text() == plots.drawing(plots.ways())
+    assert (plots.FOLDER / "convergence.svg").read_text() == plots.convergence(plots.points())
 
 
 @pytest.mark.parametrize("file", curves.files(), ids=lambda file: file.name)

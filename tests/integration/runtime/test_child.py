@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-from runtime.child import ChildFailed, frames, give
+from runtime.child import ChildFailed, frames
 from tests.support.harness import until
 
 CHILD = """
@@ -59,13 +58,31 @@ async def test_a_child_that_ends_without_its_answer_is_an_error(request_: bytes,
         await ask(request_)
 
 
-async def test_a_request_to_a_child_that_has_ended_already_is_no_error() -> None:
-    child = await asyncio.create_subprocess_exec(sys.executable, "-c", "", stdin=asyncio.subprocess.PIPE)
-    assert child.stdin is not None
-    assert await child.wait() == 0
-    await until(child.stdin.is_closing)
+async def test_a_child_that_reads_no_request_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "a_deaf_child.py").write_text("print(end='')")
+    assert [frame async for frame in frames("a_deaf_child", b"x" * 1_000_000)] == []
 
-    await give(child.stdin, b"hello")
+
+async def test_a_child_whose_answer_is_not_needed_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "a_child_with_an_id.py").write_text(
+        "import os, time\n"
+        f"open({str(tmp_path / 'new')!r}, 'w').write(str(os.getpid()))\n"
+        f"os.rename({str(tmp_path / 'new')!r}, {str(tmp_path / 'pid')!r})\n"
+        "time.sleep(60)\n"
+    )
+    pid = tmp_path / "pid"
+
+    async def asks() -> None:
+        async for _ in frames("a_child_with_an_id", b""):
+            pass
+
+    task = asyncio.create_task(asks())
+    await until(pid.exists, 20.0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    await until(lambda: not Path(f"/proc/{pid.read_text()}").exists())
 
 
 async def test_a_child_that_hangs_is_ended() -> None:

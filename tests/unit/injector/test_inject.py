@@ -724,3 +724,26 @@ def test_every_port_is_declared_once_and_the_services_is_the_sidecars(before: Js
         for port in each.get("ports", []):
             if "name" in port and each["name"] != "vllm":
                 assert resolve(after, port["containerPort"]) == (each["name"], port["containerPort"])
+
+
+def test_workers_get_their_option_and_as_much_cpu_and_memory_each() -> None:
+    annotated = pod()
+    annotated["metadata"].setdefault("annotations", {})["tokenpool.io/workers"] = "4"
+
+    made = sidecar(injected(annotated))
+
+    assert option(made["args"], "--workers") == "4"
+    assert made["resources"] == {
+        "requests": {"cpu": "1000m", "memory": "512Mi"},
+        "limits": {"memory": "2048Mi"},
+    }
+    assert "--workers" not in sidecar(injected(pod()))["args"]
+
+
+@pytest.mark.parametrize("text", ["0", "65", "two", ""])
+def test_a_number_of_workers_that_cannot_be_is_refused(text: str) -> None:
+    annotated = pod()
+    annotated["metadata"].setdefault("annotations", {})["tokenpool.io/workers"] = text
+
+    assert "tokenpool.io/workers" in denial(annotated)
+    assert "is not a number of processes from 1 to 64" in denial(annotated)

@@ -52,3 +52,23 @@ def test_finer_buckets_keep_every_count(
     for value in (*before, *after):
         coarse[bisect_left(DEFAULT.bounds, value)] += 1
     assert histogram.by(DEFAULT.bounds) == tuple(coarse)
+
+
+@given(st.lists(SECONDS | st.sampled_from([*DEFAULT.bounds, 0.3])), st.integers(0, 30))
+def test_a_value_is_counted_in_its_bucket_after_any_other(values: list[float], refined_at: int) -> None:
+    histogram, finer = Histogram(DEFAULT), DEFAULT.with_promises([0.3], DEFAULT)
+    after = Histogram(finer)
+    for number, value in enumerate(values):
+        if number == refined_at:
+            histogram.refine(finer)
+        histogram.observe(value)
+        if number >= refined_at:
+            after.counts[bisect_left(finer.bounds, value)] += 1
+    before = Histogram(DEFAULT)
+    for value in values[:refined_at]:
+        before.counts[bisect_left(DEFAULT.bounds, value)] += 1
+    if refined_at < len(values):
+        before.refine(finer)
+        assert histogram.counts == [a + b for a, b in zip(before.counts, after.counts, strict=True)]
+    else:
+        assert histogram.counts == before.counts

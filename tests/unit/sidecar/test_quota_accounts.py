@@ -89,3 +89,30 @@ def test_credentials_whose_windows_have_ended_are_forgotten() -> None:
 
     assert accounts.of_credential("k0", own) is running
     assert {budget.id.name for budget in quotas.budgets.values()} == {"k0", "last"}
+
+
+def test_only_changed_accounts_are_examined() -> None:
+    """A pool file with many entitlements comes into force in one step, and most edits change a few."""
+    accounts = made()
+    kept, changed, gone = (account(name=name, quotas=(DAY,)) for name in ("kept", "changed", "gone"))
+    accounts.configure({"kept": kept, "changed": changed, "gone": gone}, ())
+    (budget,), (lost,) = kept.budgets, changed.budgets
+    kept.entitlement = account(name="kept").entitlement  # not stated as changed
+    changed.entitlement = account(name="changed", quotas=(HOUR,)).entitlement
+
+    accounts.configure({"kept": kept, "changed": changed}, (), [changed], [gone])
+
+    assert kept.budgets == (budget,)
+    assert [each.id.per for each in changed.budgets] == ["hour"]
+    assert lost.key not in accounts.quotas.budgets
+    assert set(accounts.quotas.budgets) == {budget.key, changed.budgets[0].key}
+
+
+def test_all_accounts_are_examined_when_groups_change() -> None:
+    accounts = made()
+    member = account(name="a", group="team")
+    accounts.configure({"a": member}, (Group("team", "pool"),))
+
+    accounts.configure({"a": member}, (Group("team", "pool", quotas=(DAY,)),), [])
+
+    assert owners(member) == [(Scope.GROUP, "team", "day")]

@@ -36,12 +36,19 @@ class Pool:
         self.follow(*tenants)
 
     def follow(self, *tenants: Entitlement) -> None:
+        before = {name: (account, account.entitlement) for name, account in self.accounts.items()}
         self.accounts = {t.name: self.accounts.get(t.name) or Account(t, Pricing(), 0.0) for t in tenants}
         for tenant in tenants:
             account = self.accounts[tenant.name]
             account.entitlement = tenant
             account.set_limits(PLENTY, PLENTY, 0.0, 0.0)
-        self.telemetry.follow(self.accounts, self.ledger, self.active, "chat")
+        changed = [
+            account
+            for name, account in self.accounts.items()
+            if name not in before or before[name][1] != account.entitlement
+        ]
+        removed = [account for name, (account, _) in before.items() if name not in self.accounts]
+        self.telemetry.follow(self.accounts, self.ledger, self.active, "chat", changed, removed)
 
     def use(self, name: str, tokens: int = 10) -> None:
         account = self.accounts[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.dialects.stream_reader import FingerprintField, StreamReader
-from sidecar.dialects.usage_readers import BodyReader, ResponseReader
+from sidecar.dialects.usage_readers import BodyReader, OtherBodyReader, ResponseReader
 from tests.fakes.scripted_engine import DONE, FINISH_EVENT, token_event, usage_event
 from tokenpool.pricing.cost import Usage
 
@@ -238,3 +239,39 @@ def test_events_with_names_are_read_across_any_split(cuts: list[int]) -> None:
     assert run(reader, pieces(stream, cuts)) == stream
     assert reader.usage == Usage(9, 5, 6)
     assert reader.events == 3
+
+
+COUNTS = st.none() | st.integers(-2, 1000) | st.floats(0, 100) | st.booleans() | st.just("7")
+DETAILS = st.none() | st.fixed_dictionaries({}, optional={"cached_tokens": COUNTS, "audio_tokens": COUNTS})
+USAGES = st.none() | st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt_tokens": COUNTS,
+        "completion_tokens": COUNTS,
+        "total_tokens": COUNTS,
+        "input_tokens": COUNTS,
+        "prompt_tokens_details": DETAILS,
+        "completion_tokens_details": DETAILS,
+    },
+)
+ANSWERS = st.fixed_dictionaries(
+    {"usage": USAGES},
+    optional={
+        "object": st.sampled_from(["chat.completion", "list", "error", "new", None]),
+        "error": st.sampled_from([None, False, {"message": "x"}]),
+        "type": st.sampled_from([None, "message", "error"]),
+        "status": st.sampled_from([None, "completed", "failed"]),
+        "choices": st.just([{"usage": {"prompt_tokens": 1}}]),
+    },
+)
+
+
+@given(answer=ANSWERS)
+def test_the_usual_form_is_read_as_any_other_form(answer: dict[str, object]) -> None:
+    body = json.dumps(answer).encode()
+    usual, any_form = BodyReader(), OtherBodyReader()
+    run(usual, [body])
+    run(any_form, [body])
+
+    assert usual.usage == any_form.usage
+    assert (usual.has_failed, usual.has_begun) == (any_form.has_failed, any_form.has_begun)

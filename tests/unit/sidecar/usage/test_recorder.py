@@ -51,12 +51,12 @@ class World:
         self.controller.control.engine_changed(ROOM, self.now)
         self.controller.settlement.usage = self.recorder
 
-    def admitted(self, body: bytes = BODY) -> AdmittedRequest:
+    def admitted(self, body: bytes = BODY, credential_id: str = "k1") -> AdmittedRequest:
         assert ROUTE is not None
         account = self.controller.accounts["g"]
         outcome = self.controller.admit(ROUTE, account, body)
         assert isinstance(outcome, AdmittedRequest)
-        outcome.credential_id = "k1"
+        outcome.credential_id = credential_id
         self.controller.begin(outcome, Runner())
         return outcome
 
@@ -238,9 +238,7 @@ async def test_a_long_model_name_is_cut(world: World) -> None:
 async def test_more_credentials_than_kept_texts_have_records(world: World) -> None:
     names = [f"k{number}" for number in range(MOST_KINDS + 2)] + ["k0"]
     for name in names:
-        admitted = world.admitted()
-        admitted.credential_id = name
-        world.settle(admitted)
+        world.settle(world.admitted(credential_id=name))
 
     assert [each.credential_id for each in world.records()] == names
 

@@ -400,7 +400,7 @@ def test_the_expert_that_priced_a_request_is_corrected_by_its_own_prediction() -
     expert, route = nodes[OTHER].output, pricer.overall.output
     assert expert is not None
     before, route_before = expert.level, route.level
-    pricer.learn(ask, Usage(500, 500), cost._replace(predicted=400))
+    pricer.learn(ask, Usage(500, 500), cost.changed(predicted=400))
     assert expert.level > before  # its prediction was exceeded, though its value is not
     assert route.level <= route_before  # the route did not price the request
 
