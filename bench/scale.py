@@ -16,11 +16,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import redis.asyncio
 import uvloop
@@ -34,6 +35,7 @@ from bench.upstream import unary_upstream
 from tokenpool.leases.messages import Message, ReplicaRoom
 from tokenpool.leases.wire import SidecarReport, encode_report
 from tokenpool.store.redis import RedisStore
+from toolbox.pictures import Line, Panel, Picture, keep
 from toolbox.ports import free_port
 from toolbox.processes import Process
 from toolbox.redis import RedisProcess
@@ -310,13 +312,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no such section: {', '.join(sorted(unknown))}; there are {', '.join(sections)}")
     FOLDER.mkdir(parents=True, exist_ok=True)
     os.sched_setaffinity(0, {LOAD_CORE})
-    result: dict[str, object] = {"machine": machine.describe(), "pace_ms": machine.pace_ms()}
-    print(f"{machine.describe()}; a million additions in {result['pace_ms']:.0f} ms")
+    file = FOLDER / "result.json"
+    result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    print(f"{machine.describe()}; a million additions in {machine.pace_ms():.0f} ms")
     for name in given.sections or sections:
         print(f"{name}:", flush=True)
         result[name] = [asdict(row) for row in sections[name]()]
-        (FOLDER / "result.json").write_text(json.dumps(result, indent=1))
+        result[f"{name} on"] = f"{machine.describe()}; a million additions in {machine.pace_ms():.0f} ms"
+        file.write_text(json.dumps(result, indent=1))
+    keep(picture(result), FOLDER / "scale.curves.svg")
     return 0
+
+
+def picture(result: Mapping[str, Any]) -> Picture:
+    """The curves over the number of entitlements, of the sections that were measured."""
+    rows = result.get("ticks", ())
+    lines = [
+        Line(
+            f"{part:.0%} of the records changed" + (", in groups of ten" if grouped else ""),
+            tuple(
+                (each["entitlements"], each["read"] + each["plan"] + each["publish"] + each["redis"])
+                for each in rows
+                if each["changed"] == part
+                and bool(each["groups"]) == grouped
+                and each["sidecars"] == max(each["entitlements"] // 10, 1)
+            ),
+            is_dashed=grouped,
+        )
+        for part in CHANGED
+        for grouped in (False, True)
+    ]
+    panels = [_panel("CPU of one tick, coordinator and Redis, ms", lines)] if rows else []
+    if rows := [row for row in result.get("traffic", ()) if row["sidecars"] == 1]:
+        panels.append(_panel("Traffic of one sidecar with Redis, kB/s", _lines(rows, _TRAFFIC, 0.001)))
+    if rows := result.get("memory", ()):
+        panels.append(_panel("Resident memory of one sidecar, MB", _lines(rows, _MEMORY)))
+    if rows := result.get("pool-file", ()):
+        panels.append(_panel("Time to enforce a changed pool file, s", _lines(rows, _FILE)))
+    return Picture("Growth with the number of entitlements", "", "entitlements", tuple(panels), is_log=True)
+
+
+_TRAFFIC = {"idle_bytes": "at rest", "busy_bytes": f"at {RATE:.0f} requests/s"}
+_MEMORY = {
+    "idle": "after the start",
+    "used": "after a request of each",
+    "connected": f"with {CONNECTIONS:,} open connections",
+}
+_FILE = {"alone": "by a sidecar with the file", "published": "through a coordinator and Redis"}
+
+
+def _lines(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], factor: float = 1.0) -> list[Line]:
+    return [
+        Line(text, tuple((row["entitlements"], row[name] * factor) for row in rows))
+        for name, text in names.items()
+    ]
+
+
+def _panel(title: str, lines: Sequence[Line]) -> Panel:
+    return Panel(title, tuple(line for line in lines if line.points), is_log=True, has_dots=True)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,7 @@ async def tick_rows(
         for number in range(rounds + 1):
             await pool.change(part)
             gc.collect()
+            gc.freeze()
             busy, began, cpu = await _redis_cpu(client), time.perf_counter(), time.thread_time()
             snapshot = await store.read(whole=before is None)
             read = time.thread_time()
