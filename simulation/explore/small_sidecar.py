@@ -276,7 +276,7 @@ class SmallSidecar:
             self.granted = min(self.granted, self.account.limit.concurrency)
 
     def ring(self, worker: int) -> None:
-        """See ``Ports``. A sidecar here is one process."""
+        """See ``Ports``. A simulated sidecar is one process."""
 
     def send_quotas(self, message: QuotaMessage) -> None:
         """See ``Ports``."""
