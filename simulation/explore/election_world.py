@@ -108,14 +108,18 @@ class Calls:
         """See ``Store``."""
         return await Call("publish_file", (version, content, epoch))
 
-    async def read(self) -> Any:
+    async def read(self, *, whole: bool = True) -> Any:
         """See ``Store``. The answer states whether the store is open; the pool is always the same."""
+        del whole  # it changes the cost of a call only
         is_open, version = await Call("read", ())
         reports = {"s": encode_report(_UP)}
         return PoolSnapshot({}, reports, 0, is_open, NOW, version)
 
-    async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> Any:
+    async def publish(
+        self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int, *, whole: bool = True
+    ) -> Any:
         """See ``Store``."""
+        del whole
         return await Call("publish", (tuple(sorted(limits.items())), terms, epoch))
 
     async def publish_scale_hint(self, content: bytes, epoch: int) -> Any:
@@ -460,6 +464,8 @@ class ElectionWorld:
                     else running.send(_live_answer(found, self._clock.now))
                 )
         except StopIteration:
+            if leader.rounds["failed"]:
+                raise RuntimeError(f"a defect of the coordinator: {leader.error}") from None
             return None
         running.close()
         return call

@@ -275,6 +275,9 @@ class SmallSidecar:
         if NAME in message.lease_requests:
             self.granted = min(self.granted, self.account.limit.concurrency)
 
+    def ring(self, worker: int) -> None:
+        """See ``Ports``. A simulated sidecar is one process."""
+
     def send_quotas(self, message: QuotaMessage) -> None:
         """See ``Ports``."""
         raise AssertionError("no quota is configured")

@@ -31,7 +31,7 @@ LARGE_LEASES = (
     LeaseSetup("one request, any order of intervals", requests=1, ticks_at_once=False),
     LeaseSetup("one request in a guarantee, a message is lost", requests=1, guarantee=2, losses=1),
     LeaseSetup("two requests for one sequence", requests=2, limit=1, most_at_once=1),
-    LeaseSetup("two requests", requests=2),
+    LeaseSetup("two requests within the limit", requests=2),
     LeaseSetup("two requests before their report", requests=2, limit=8, headroom=8.0),
     LeaseSetup("one request, an outage of the store", requests=1, outages=1, loses_content=False),
     LeaseSetup("one request, the store comes back empty", requests=1, outages=1, keeps_content=False),

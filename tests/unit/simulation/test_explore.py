@@ -234,6 +234,15 @@ def test_a_coordinator_that_leads_too_long_is_found() -> None:
     assert found.problem == "both coordinators lead"
 
 
+def test_a_defect_of_a_coordinator_ends_the_search() -> None:
+    class Broken(PoolLeader):
+        async def _read_hint(self) -> None:
+            raise TypeError("no such call")
+
+    with pytest.raises(RuntimeError, match=r"a defect of the coordinator: .*no such call"):
+        elections(ElectionSetup("", leader=Broken))
+
+
 @pytest.mark.thorough
 def test_a_coordinator_that_serves_its_own_old_hint_is_found() -> None:
     found = elections(ElectionSetup("", losses=3, leader=ReadsFewHints))
