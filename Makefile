@@ -4,7 +4,7 @@ export SIDECARS
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test unit integration e2e unit-compiled coverage containers fuzz sim bench experiments peers soak engine \
+.PHONY: help demo check format test pythons unit integration e2e unit-compiled coverage containers fuzz sim bench experiments peers soak engine \
   compiled release wheel clean
 
 # The compiled data path is in a tree of its own, as pip installs it. Only commands that name the tree use it, so an
@@ -41,6 +41,9 @@ unit-compiled: .venv/.installed ## run all unit tests and those of a live sideca
 coverage: .venv/.installed ## report the branch coverage of the last `make test`; fails under 95 %
 	@$(BIN)/python -m coverage combine --keep --quiet --data-file out/.coverage out/.coverage.unit out/.coverage.integration
 	@$(BIN)/python -m coverage report --data-file out/.coverage
+
+pythons: .venv/.installed ## run the unit tests on each Python that pyproject.toml claims, in environments under out/pythons
+	@$(BIN)/python -m tests.pythons
 
 check: .venv/.installed ## check the format, lint, strict types and the architecture; seconds
 	$(BIN)/ruff format --check --quiet .

@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import redis.asyncio
 import uvloop
@@ -15,41 +14,18 @@ import uvloop
 from bench import peers
 from bench.load import wrk
 from bench.machine import LOAD_CORE, PROXY_CORE
+from bench.simulated_pool import TickRow, tick_rows
 from bench.upstream import unary_upstream
-from tokenpool.amounts import Amount
-from tokenpool.entitlements import Entitlement, Group, Tier
-from tokenpool.leases.messages import LeaseRequest, Message, PoolSnapshot
-from tokenpool.leases.tick import NO_MEMORY, tick
-from tokenpool.leases.wire import SidecarReport, encode_report
-from tokenpool.store.redis import RedisStore
 from toolbox.ports import free_port
 from toolbox.processes import Process
 from toolbox.redis import RedisProcess
 
-LIFETIME_S = 600.0
-ACTIVE = 0.2
-"""The share of all entitlements with requests at a given sidecar."""
 SIZES = ((250, 100), (1000, 10), (1000, 100), (1000, 200), (2000, 100), (4000, 100))
 """Entitlements and sidecars."""
 GROUPS = 100
 """Groups in the tick with groups."""
 RATE = 500
 """Requests per second to the measured sidecar."""
-REPLICA = Amount(5000, 200_000, 64)
-
-
-@dataclass(frozen=True)
-class TickCost:
-    """Seconds of one tick, by step."""
-
-    read: float
-    plan: float
-    publish: float
-
-    @property
-    def total(self) -> float:
-        """The sum of all steps."""
-        return self.read + self.plan + self.publish
 
 
 @dataclass(frozen=True)
@@ -62,78 +38,19 @@ class SidecarCost:
     bytes_from: float
 
 
-def ticks(folder: Path, rounds: int) -> dict[tuple[int, int], TickCost]:
-    """One tick for each size. Returns medians."""
-    costs = {}
-    for entitlements, sidecars in SIZES:
-        with RedisProcess(folder, core=PROXY_CORE) as server:
-            costs[entitlements, sidecars] = uvloop.run(_tick(server.url, entitlements, sidecars, rounds * 3))
-    return costs
+def ticks(folder: Path, rounds: int) -> list[TickRow]:
+    """The tick of each size. All records change between two ticks."""
+    return [_tick(folder, entitlements, sidecars, rounds) for entitlements, sidecars in SIZES]
 
 
-def grouped_tick(folder: Path, rounds: int) -> TickCost:
-    """One tick of 1,000 entitlements in ``GROUPS`` groups, with 100 sidecars. Returns medians."""
+def grouped_tick(folder: Path, rounds: int) -> TickRow:
+    """The tick of 1,000 entitlements in ``GROUPS`` groups, with 100 sidecars."""
+    return _tick(folder, 1000, 100, rounds, GROUPS)
+
+
+def _tick(folder: Path, entitlements: int, sidecars: int, rounds: int, groups: int = 0) -> TickRow:
     with RedisProcess(folder, core=PROXY_CORE) as server:
-        return uvloop.run(_tick(server.url, 1000, 100, rounds * 3, GROUPS))
-
-
-async def _tick(url: str, count: int, sidecars: int, rounds: int, groups: int = 0) -> TickCost:
-    client = redis.asyncio.Redis.from_url(url)
-    store = RedisStore(client, "bench", LIFETIME_S)
-    entitlements = [
-        Entitlement(
-            f"tenant-{n:04}",
-            "bench",
-            (Tier.GUARANTEED, Tier.ELASTIC, Tier.SPOT)[n % 3],
-            weight=1.0 + n % 4,
-            guarantee=Amount(50, 2000, 1) if n % 3 == 0 else Amount(),
-            group=f"group-{n % groups:03}" if groups else None,
-        )
-        for n in range(count)
-    ]
-    folders = [Group(f"group-{n:03}", "bench", weight=1.0 + n % 2) for n in range(groups)]
-    report = encode_report(SidecarReport(REPLICA, REPLICA, True))
-    await store.read()  # the store opens
-    await client.hset("tokenpool:{bench}:meta", "opens_at", "0")
-    spread = max(round(count * ACTIVE), 1)
-    for number in range(sidecars):
-        lease_requests = {
-            entitlements[(number * 7 + n * 3) % count].name: LeaseRequest(
-                32.0,
-                1.0,
-                64.0,
-                2.0,
-                64.0,
-                2.0,
-                100.0,
-                50.0,
-                demand=(37.0 + n % 11, 640.0, 1.5),
-                kv_seconds=320.0,
-                concurrency_seconds=0.7,
-                fresh=(30.0, 600.0, 1.2),
-                floor=(100.0, 64.0, 1.0),
-            )
-            for n in range(spread)
-        }
-        await store.exchange(Message(f"s{number}", 1, lease_requests, True, report))
-    reads, plans, publishes = [], [], []
-    before: PoolSnapshot | None = None
-    known, memory = {each.name: each for each in entitlements}, NO_MEMORY
-    for _ in range(rounds + 1):
-        began = time.perf_counter()
-        snapshot = await store.read()
-        read = time.perf_counter()
-        made = tick(snapshot, known, before, memory=memory, groups=folders)
-        before, memory = snapshot, made.memory
-        planned = time.perf_counter()
-        assert await store.publish(made.limits, made.plan.idle, 1)
-        published = time.perf_counter()
-        reads.append(read - began)
-        plans.append(planned - read)
-        publishes.append(published - planned)
-    await store.close()
-    # The first tick finds no limits yet.
-    return TickCost(median(reads[1:]), median(plans[1:]), median(publishes[1:]))
+        return uvloop.run(tick_rows(server.url, entitlements, sidecars, rounds * 3, groups, (1.0,)))[0]
 
 
 def sidecar_traffic(folder: Path, seconds: float) -> dict[str, SidecarCost]:

@@ -75,7 +75,7 @@ def measure(folder: Path, entitlements: int, seconds: float, *, shared: bool = F
                 name: uvloop.run(_disturbed(listen, folder, url, name, text, seconds))
                 for name in DISTURBANCES
             }
-            uvloop.run(_use_all_entitlements(listen, entitlements))
+            uvloop.run(use_all_entitlements(listen, entitlements))
             time.sleep(1.0)
             page = len(_get(f"{url}/metrics")) / 1e6
             used = {
@@ -157,7 +157,7 @@ async def _steady(port: int, seconds: float) -> list[float]:
     return took
 
 
-async def _use_all_entitlements(port: int, entitlements: int) -> None:
+async def use_all_entitlements(port: int, entitlements: int) -> None:
     """Send one request of every entitlement."""
     client = _Client(port)
     names = iter(range(entitlements - 1))

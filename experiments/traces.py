@@ -506,7 +506,7 @@ def picture(result: Result) -> Picture:
     slots = Line("slots in use", tuple((float(name[:-1]), 100 * used) for name, used in result.used.items()))
     return Picture(
         "Real traces from a quarter to four times the capacity",
-        f"{result.engine}: {result.engines} of {result.slots} slots; load 1 is"
+        f"{result.engine}, engines: {result.engines}, slots of each: {result.slots}; load 1 is"
         f" {result.capacity:.1f} requests/s; seed {result.seed}",
         "offered work, times the capacity",
         (
@@ -523,6 +523,7 @@ def picture(result: Result) -> Picture:
             ),
         ),
         is_log=True,
+        ticks=tuple(dict.fromkeys(point.load for point in result.points)),
     )
 
 

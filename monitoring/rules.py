@@ -496,6 +496,17 @@ PARTS = Group(
             " share of each limit.",
             "sidecar-degraded",
         ),
+        # One that is killed once is started again at once.
+        Alert(
+            "TokenpoolWorkersEnd",
+            Severity.WARNING,
+            f"sum by ({_POOL}, job, instance) (increase(tokenpool_worker_restarts_total[15m])) > 2",
+            "1m",
+            "Workers of {{ $labels.instance }} end again and again",
+            '{{ printf "%.0f" $value }} workers of {{ $labels.instance }} have ended within 15 minutes. Each'
+            " lost its streams and was started again.",
+            "workers-end",
+        ),
         # Asks for room that got no answer. While a replica restarts, asks at it fail for some seconds.
         Alert(
             "TokenpoolHandoversFail",

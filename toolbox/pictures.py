@@ -67,6 +67,8 @@ class Picture(msgspec.Struct, frozen=True):
     phases: tuple[Phase, ...] = ()
     is_log: bool = False
     """Whether the horizontal axis is logarithmic."""
+    ticks: tuple[float, ...] = ()
+    """The marked places of the horizontal axis; by default round numbers."""
 
 
 DIGITS = 4
@@ -122,6 +124,7 @@ def drawing(picture: Picture) -> str:
     places = [at for panel in picture.panels for line in panel.lines for at, _ in line.points]
     places += [end for phase in picture.phases for end in (phase.start, phase.end)]
     x, ticks = _axis(places or [0.0], picture.is_log, (LEFT, WIDTH - RIGHT), keeps_range=True)
+    ticks = list(picture.ticks) or ticks
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {height:g}" width="{WIDTH:g}"'
         f' height="{height:g}" font-family="system-ui, Segoe UI, Helvetica, Arial, sans-serif" role="img">',

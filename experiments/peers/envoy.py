@@ -19,8 +19,8 @@ LONGEST = max(output for _, output in FAIR_SIZES.values())
 
 With that of a short one, the filter took long requests for a slow engine: 20 % of the slots were in use.
 """
-BURST_S = 2
-"""Seconds of its rate that a key may send at once through Envoy."""
+BURST_S = 1
+"""Seconds of its rate that a key may send at once through Envoy. With more, the burst fills the slots."""
 SHORTEST_FILL_S = 0.05
 """The shortest interval in which Envoy can fill a token bucket."""
 

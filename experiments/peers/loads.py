@@ -2,7 +2,7 @@
 
 - capacity: more workers than slots, without a proxy; then one request after the other.
 - moderate: the guaranteed tenant alone; then with one elastic tenant, at 50 % and at 80 % of the capacity.
-- overload: the guaranteed tenant at a quarter of the capacity, spot at three times the capacity.
+- overload: the guaranteed tenant at a quarter of the capacity, spot at twice the capacity.
 - fairness: persistent demand of four elastic tenants with weights and sizes.
 """
 
@@ -24,7 +24,7 @@ With 1, as of a Poisson process, it would exceed them for 2 % of the time.
 """
 MODERATE = {"half": 0.5, "most": 0.8}
 """All load of these phases, as a part of the capacity."""
-FLOOD = 3.0
+FLOOD = 2.0
 """The load of spot, as a multiple of the capacity."""
 BURSTING = "large"
 """The elastic tenant that uses what others leave. Its share by weight is a third."""

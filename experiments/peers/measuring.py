@@ -12,11 +12,12 @@ from experiments.peers import loads
 from experiments.peers.environment import FILES
 from experiments.peers.latency import Added, added, settled
 from experiments.peers.loads import Sizes
+from experiments.peers.sampling import running
 from experiments.peers.system import Capacity, Place, Proxy, System
 from experiments.peers.systems import ALONE, SYSTEMS
 from experiments.peers.tenants import GUARANTEED, SLOTS, WEIGHTS
 from experiments.processes import Backend, Front, backends, finished, load, own_core
-from experiments.service import sequence_seconds, service, tokens
+from experiments.service import service, tokens
 from loadgen.engine.model import read_like
 from loadgen.records import FAILED, REFUSED, Attempt, Outcome, Run
 from loadgen.records import load as read_run
@@ -35,6 +36,7 @@ _SPELLED = {
     "per_prompt_token_s": "--per-prompt-token",
 }
 CAPACITY_S, ALONE_S, WARM_UP_S = 6.0, 3.0, 2.0
+START_S = 1.0
 SETTLE_S = 90.0
 """The longest time in seconds until a system is idle after a load."""
 PAIRS_PER_S = 5
@@ -59,7 +61,7 @@ class Result:
     tokens_per_s: float
     """Output tokens in overload."""
     used: float
-    """The part of the engine's slots in use with persistent demand, as seen by the clients."""
+    """The part of the engine's slots in use with persistent demand, by the engine's metrics."""
     idle_requests: int
     """Requests of the moderate load."""
     idle_refused: int
@@ -134,8 +136,11 @@ def run(
         overload = _run(
             out, "overload", loads.overload(system, sizes, rate), url, seed, sizes.seconds, system.name
         )
-        fair = _run(out, "fairness", loads.fairness(system, sizes), url, seed, sizes.fair, system.name)
-    return result_of(system.name, seed, sizes, (moderate, overload, fair), extra, spent)
+        with running(engine.url) as samples:
+            fair = _run(out, "fairness", loads.fairness(system, sizes), url, seed, sizes.fair, system.name)
+        # The load begins a second or two after its process.
+        used = samples.mean(sizes.settle_fair + START_S, sizes.fair + START_S) / SLOTS
+    return result_of(system.name, seed, sizes, (moderate, overload, fair), used, extra, spent)
 
 
 @contextlib.contextmanager
@@ -176,6 +181,7 @@ def result_of(
     seed: int,
     sizes: Sizes,
     runs: tuple[Run, Run, Run],
+    used: float,
     extra: Added | None,
     cpu_s: float | None,
 ) -> Result:
@@ -195,9 +201,7 @@ def result_of(
         guaranteed=len(over),
         guaranteed_refused=sum(is_refused(attempt) for attempt in over),
         tokens_per_s=_throughput(overload, span),
-        used=sum(sequence_seconds(fair, WEIGHTS, *fair_span).values())
-        / (fair_span[1] - fair_span[0])
-        / SLOTS,
+        used=used,
         idle_requests=len(last),
         idle_refused=sum(is_refused(attempt) for attempt in last),
         jain=jain_by_weight(service(fair, WEIGHTS, *fair_span), WEIGHTS),

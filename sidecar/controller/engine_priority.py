@@ -18,10 +18,12 @@ PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT = 0, 10, 20
 lower one is scheduled earlier, as in vLLM."""
 
 
-_FIELDS: Final = {
-    priority: b'{"priority":%d,' % priority
-    for priority in (PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT)
-}
+_PRIORITIES: Final = [PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT]
+_GUARANTEED: Final = 0
+_SHARED: Final = 1
+_SPOT: Final = 2
+"""The places of the priorities in the lists here."""
+_FIELDS: Final = [b'{"priority":%d,' % priority for priority in _PRIORITIES]
 """The beginning of a body with each priority, as ``with_priority`` writes it."""
 _BRACE: Final = ord("{")
 
@@ -44,7 +46,7 @@ class EnginePriority:
         self._is_off = policy is PriorityPolicy.OFF
         self._is_auto = policy is PriorityPolicy.AUTO
         self._engine = engine
-        self._sent = dict.fromkeys(_FIELDS, 0)
+        self._sent = [0] * len(_PRIORITIES)
         self._refused = 0
 
     def write(self, admitted: AdmittedRequest, parsed: Parsed) -> None:
@@ -61,15 +63,16 @@ class EnginePriority:
             if parsed.has_priority:
                 admitted.body = without_priority(parsed.body, is_ours=False)
             return
-        priority = PRIORITY_SPOT
+        place = _SPOT
         if not ticket.account.is_spot:
-            priority = PRIORITY_GUARANTEED if ticket.is_guaranteed else PRIORITY_SHARED
-        self._sent[priority] += 1
+            place = _GUARANTEED if ticket.is_guaranteed else _SHARED
+        priority = _PRIORITIES[place]
+        self._sent[place] += 1
         body = parsed.body
         if parsed.has_priority or body[0] != _BRACE:
             admitted.body = with_priority(parsed, priority)
         else:
-            admitted.body = _FIELDS[priority] + body[1:]
+            admitted.body = _FIELDS[place] + body[1:]
         if is_auto:
             admitted.priority = priority
 
@@ -83,8 +86,8 @@ class EnginePriority:
         sent = CounterMetricFamily(
             "tokenpool_engine_priority", "Requests sent with a priority.", labels=("priority",)
         )
-        for priority in (PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT):
-            sent.add_metric((str(priority),), self._sent[priority])
+        for priority, number in zip(_PRIORITIES, self._sent, strict=True):
+            sent.add_metric((str(priority),), number)
         yield sent
         yield CounterMetricFamily(
             "tokenpool_engine_priority_refused",

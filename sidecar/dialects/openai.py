@@ -220,7 +220,7 @@ def _chat_bound(request: Chat | ChatBatch) -> int | None:
 
 
 def _parsed(ask: Ask, request: Generation, body: bytes) -> Parsed:
-    has_priority = is_given(request.priority, body)
+    has_priority = request.priority is not _UNSET and is_given(request.priority, body)
     lowers = request.service_tier is not _NOTHING and is_flex(request.service_tier)
     if not request.stream:
         return Parsed(ask, request.model, False, False, body, has_priority, is_flex=lowers)

@@ -223,17 +223,6 @@ class PlainAnswer(msgspec.Struct, gc=False):
     status: None = None
 
 
-def plain_usage(body: bytes) -> Usage | None:
-    """The usage of a whole answer in its usual form; ``None`` for any other answer."""
-    try:
-        usage = decode_plain(body).usage
-    except UNREADABLE:
-        return None
-    details = usage.prompt_tokens_details
-    cached = details.cached_tokens or 0 if details is not None else 0
-    return Usage(usage.prompt_tokens, usage.completion_tokens, cached)
-
-
 def text_of(raw: Raw) -> str | None:
     """The text of a field; ``None`` if the field is no text."""
     try:

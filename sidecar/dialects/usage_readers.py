@@ -17,7 +17,7 @@ from sidecar.dialects.reported_usage import (
     TokenCounts,
     decode_answer,
     decode_block,
-    plain_usage,
+    decode_plain,
     text_of,
 )
 from tokenpool.pricing.cost import Usage
@@ -94,6 +94,19 @@ class Reader:
         return counts.output is not None
 
 
+def _plain_usage(body: bytes) -> Usage | None:
+    """The usage of a whole answer in its usual form; ``None`` for any other answer, and without usage."""
+    try:
+        block = decode_plain(body).usage
+    except UNREADABLE:
+        return None
+    prompt, output, details = block.prompt_tokens, block.completion_tokens, block.prompt_tokens_details
+    if not (prompt or output):
+        return None
+    cached = details.cached_tokens if details is not None else None
+    return Usage(prompt, output, cached or 0)
+
+
 class OpaqueReader(Reader):
     """Relays a compressed answer. The sidecar asks for none, and cannot read its usage."""
 
@@ -160,9 +173,8 @@ class BodyReader(Reader):
 
     def _read(self, body: bytes) -> None:
         if self._is_usual:
-            usage = plain_usage(body)
-            if usage is not None and (usage[0] or usage[1]):
-                self._plain = usage
+            self._plain = _plain_usage(body)
+            if self._plain is not None:
                 return
         try:
             answer = decode_answer(body.removeprefix(BYTE_ORDER_MARK))

@@ -141,7 +141,8 @@ class Handover:
     def peers(self) -> list[KnownPeer]:
         """The other replicas, as the lease store last named them."""
         placement = self._driver.control.placement
-        return placement.known if placement is not None else []
+        known = placement.known if placement is not None else []
+        return [peer for peer in known if not peer.address.startswith(UNIX)]
 
     def shown(self) -> dict[str, Any]:
         """The state of handover, for ``/debug/state``."""

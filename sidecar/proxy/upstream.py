@@ -177,7 +177,8 @@ class Connection(asyncio.Protocol):
         is_first = self._is_first_read
         if is_first:
             self._is_first_read = False
-            if self._cached_head is not None and self._take_cached(exchange, *self._cached_head, data):
+            known = self._cached_head
+            if known is not None and self._take_cached(exchange, known[0], known[1], data):
                 return
         elif self._is_between_chunks:
             inside = only_chunk(data)

@@ -87,8 +87,8 @@ def _sum(one: Any, other: Any, name: str = "") -> Any:
     return one + other
 
 
-def snapshot(workers: Mapping[int, Snapshot], name: str) -> Snapshot:
-    """The content of the live page: all workers as one sidecar."""
+def snapshot(workers: Mapping[int, Snapshot], name: str, planner: str = "") -> Snapshot:
+    """The content of the live page: all workers as one sidecar. ``planner`` names their own planner."""
     shown = [workers[number] for number in sorted(workers)]
     if not shown:
         return Snapshot("sidecar", name, notices=("no worker answers",))
@@ -98,6 +98,10 @@ def snapshot(workers: Mapping[int, Snapshot], name: str) -> Snapshot:
             named = _with_tallies(pool, f"worker {number} {each.name}")
             pools[pool.name] = _pool(pools[pool.name], named) if pool.name in pools else named
     notices = dict.fromkeys(notice for each in shown for notice in each.notices)
+    if planner:
+        # The workers are holders of a lease store, but the pool has no other sidecar.
+        led = [msgspec.structs.replace(each, leader=planner) for each in pools.values()]
+        return Snapshot("sidecar", name, tuple(led), tuple(notices))
     return Snapshot("sidecar", name, tuple(pools.values()), tuple(notices), shown[0].about)
 
 

@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 
 READ_SHARE, LONGEST_PAUSE_S = 0.01, 5.0
 """The reads of a worker's metrics take at most this part of the time, with at most this pause in seconds."""
-SNAPSHOT_EVERY_S = 0.5
+SNAPSHOT_EVERY_S, IDLE_SNAPSHOT_EVERY_S = 0.5, 2.0
+"""Seconds between two reads of the workers' parts of the live page: while it is shown, and otherwise."""
 HOST = "http://worker"
 
 
@@ -139,6 +140,8 @@ class Pages:
         self._totals = Totals()
         self.sources: list[Callable[[], Iterator[Metric]]] = []
         """Further metrics of the supervisor."""
+        self.planner = ""
+        """The planner of these workers alone, in words; empty with a lease store of their pool."""
         self.is_draining = False
         self._process = ProcessCollector(registry=CollectorRegistry())
         self._snapshots: dict[int, Snapshot] = {}
@@ -237,11 +240,12 @@ class Pages:
     async def _state(self, request: web.Request) -> web.Response:
         """The page ``/debug/state`` of all workers. See ``sidecar.admin``."""
         answers = await self._all(str(request.rel_url))
-        refused = next((answer for answer in answers.values() if answer[0] != 200), None)
-        if refused is not None:
-            return web.Response(status=refused[0], body=refused[1], content_type="application/json")
+        refused = [content for status, content in answers.values() if status != 200]
+        answers = {index: answer for index, answer in answers.items() if answer[0] == 200}
+        if not answers and refused and refused[0].startswith(b"{"):
+            return web.Response(status=404, body=refused[0], content_type="application/json")
         if not answers:
-            return web.json_response({"error": "no worker answers; see the log"}, status=503)
+            return web.json_response({"error": "no worker serves yet; see /readyz and the log"}, status=503)
         about: dict[int, dict[str, Any]] = {
             each.index: {
                 "worker": each.index,
@@ -266,11 +270,12 @@ class Pages:
 
     def _snapshot(self, wanted: Wanted) -> Snapshot:
         self._wanted = wanted
-        return merging.snapshot(self._snapshots, f"{len(self._pages)} workers")
+        return merging.snapshot(self._snapshots, f"{len(self._pages)} workers", self.planner)
 
     async def _take_snapshots(self) -> None:
         while True:
-            await asyncio.sleep(SNAPSHOT_EVERY_S if self.live.listeners else 4 * SNAPSHOT_EVERY_S)
+            is_waited_for = self.live.listeners or len(self._snapshots) < len(self._pages)
+            await asyncio.sleep(SNAPSHOT_EVERY_S if is_waited_for else IDLE_SNAPSHOT_EVERY_S)
             body = msgspec.msgpack.encode(self._wanted)
             for each in self._pages:
                 found = await each.read(SNAPSHOT, body)

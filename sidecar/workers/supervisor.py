@@ -97,6 +97,7 @@ class Supervisor:
         self._pages = Pages(self.folder, list(self._workers), pool, self._restarts, self._kill)
         if self._planner is not None:
             self._pages.sources.append(self._planner.metrics)
+            self._pages.planner = "none: a lone sidecar plans for itself"
         self._server = PageServer(self._pages.application())
 
     def _open_store(self, pool: str) -> Store:

@@ -275,6 +275,9 @@ class SmallSidecar:
         if NAME in message.lease_requests:
             self.granted = min(self.granted, self.account.limit.concurrency)
 
+    def ring(self, worker: int) -> None:
+        """See ``Ports``. A simulated sidecar is one process."""
+
     def send_quotas(self, message: QuotaMessage) -> None:
         """See ``Ports``."""
         raise AssertionError("no quota is configured")
@@ -285,9 +288,6 @@ class SmallSidecar:
 
     def cancel(self, ask: PeerAsk) -> None:
         """See ``Ports``."""
-
-    def ring(self, worker: int) -> None:
-        """See ``Ports``. This sidecar is one process."""
 
     def failed(self, what: str, error: Exception) -> None:
         """See ``Ports``. A defect ends the search."""

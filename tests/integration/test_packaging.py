@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from runtime import data_path
+from tests.pythons import claimed, interpreter
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -84,20 +85,6 @@ def test_every_folder_of_an_installed_package_is_listed() -> None:
     assert {".".join(folder.parts) for folder in folders} == listed
 
 
-def test_the_python_versions_that_are_claimed_begin_with_the_oldest_required() -> None:
-    claimed = [
-        line.rpartition(" ")[2]
-        for line in PROJECT["project"]["classifiers"]
-        if line.startswith("Programming Language :: Python :: 3.")
-    ]
-    assert PROJECT["project"]["requires-python"] == f">={claimed[0]}"
-    image = re.search(
-        r"^ARG PYTHON_IMAGE=python:(3\.\d+)-slim$", (ROOT / "docker/Dockerfile").read_text(), re.M
-    )
-    assert image is not None
-    assert image[1] in claimed
-
-
 @pytest.mark.skipif(not WHEELS, reason="no compiled wheel: run 'make compiled'")
 def test_a_compiled_wheel_is_for_this_platform_and_says_that_it_is_compiled(tmp_path: Path) -> None:
     (wheel,) = WHEELS
@@ -125,3 +112,27 @@ def test_a_compiled_wheel_is_for_this_platform_and_says_that_it_is_compiled(tmp_
         env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert "checkout" in checked.stdout
+
+
+def test_the_package_the_makefile_and_the_image_claim_the_tested_pythons() -> None:
+    """``make pythons`` tests what the classifiers name; nothing else names another version."""
+    versions = claimed(PROJECT)
+    first, *_, last = versions
+    named = re.search(r"another Python \((.*) are tested\)", (ROOT / "Makefile").read_text())
+    image = re.search(r"ARG PYTHON_IMAGE=python:([\d.]+)-slim", (ROOT / "docker" / "Dockerfile").read_text())
+
+    assert PROJECT["project"]["requires-python"] == f">={first}"
+    assert named is not None
+    assert named[1] == f"{', '.join(versions[:-1])} and {last}"
+    assert image is not None
+    assert image[1] in versions
+
+
+def test_a_python_that_is_not_installed_is_not_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    assert interpreter("3.12") is None
+    found = tmp_path / "versions" / "3.12.1" / "bin" / "python"
+    found.parent.mkdir(parents=True)
+    found.touch()
+    assert interpreter("3.12") == found

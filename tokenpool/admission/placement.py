@@ -164,6 +164,8 @@ class Placement:
         self.caches = caches
         self._mates = mates
         self._has_others = has_others
+        self._mates_known = 0
+        """The known peers that are workers of this sidecar."""
         self._peers: dict[str, _Peer] = {}
         self._state = zlib.crc32(seed.encode()) | 1
         """The state of a small generator: other sidecars choose in another order."""
@@ -193,6 +195,8 @@ class Placement:
             del self._peers[name]
         while len(self._peers) > MOST_KNOWN:
             del self._peers[min(self._peers, key=lambda name: self._peers[name].named_at)]
+        if self._mates_known:
+            self._count_mates()
 
     def learn_mates(self, named: Iterable[tuple[str, str]], now: float) -> None:
         """The other workers of this sidecar, with their addresses. They have no room of their own."""
@@ -202,6 +206,10 @@ class Placement:
                 peer = self._peers[name] = _Peer(name)
                 peer.is_mate = True
             peer.address, peer.named_at = address, now
+        self._count_mates()
+
+    def _count_mates(self) -> None:
+        self._mates_known = sum(peer.is_mate for peer in self._peers.values())
 
     @property
     def known(self) -> list[KnownPeer]:
@@ -212,8 +220,8 @@ class Placement:
 
     @property
     def replicas(self) -> int:
-        """The number of replicas that are known, with this one."""
-        return len(self._peers) + 1
+        """The number of replicas that are known, with this one. Its other workers are a part of it."""
+        return len(self._peers) + 1 - self._mates_known
 
     def has_room(self, sequences: int, kv_tokens: int, now: float) -> bool:
         """Whether another replica had room for a request of this size, as last known."""

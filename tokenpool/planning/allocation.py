@@ -114,18 +114,20 @@ class Division:
         sequence can run no request, but it took tokens from the headroom of the others.
         """
         others, spot = self._stages
-        if not self._is_assured or others.tree is not None:
-            # In a tree, the rest of a group's guarantee is divided by the weights of its members.
+        for stage in self._stages:
+            stage.prepare()
+        if not self._is_assured or (others.tree is not None and others.tree.has_guarantees):
+            # The rest of a group's guarantee is divided by the weights of its members.
             _assure_guarantees(self._stages, self._capacity)
             self._is_assured = True
         tokens, cache, sequences = _fill(others, self._capacity)
         if self.others_want:
             sequences = float(math.floor(sequences + EPSILON))
-        if others.tree is not None and spot.tree is not None:
-            spot.tree.limit_to(others.tree.rooms_after(others.grants()))
+        if others.tree is None or spot.tree is None or not others.tree.has_ceilings:
+            return _fill(spot, (tokens, cache, sequences))
+        spot.tree.limit_to(others.tree.rooms_after(others.grants()))
         left = _fill(spot, (tokens, cache, sequences))
-        if others.tree is not None and spot.tree is not None:
-            others.rooms = spot.rooms = spot.tree.rooms_after(spot.grants())
+        others.rooms = spot.rooms = spot.tree.rooms_after(spot.grants())
         return left
 
 
@@ -153,13 +155,28 @@ class _Stage:
             ZERO if claim.guarantee == NOTHING else smaller(counted(claim.guarantee.values()), demand)
             for claim, demand in zip(claims, self.demands, strict=True)
         ]
-        self.held: list[Vector] = []
+        whole = [
+            demand if dominant else held
+            for demand, dominant, held in zip(self.demands, self.dominants, self.guarantees, strict=True)
+        ]
+        a, b, c = (math.fsum(column) for column in zip(*whole, strict=True)) if whole else ZERO
+        self._whole: Vector = (a, b, c)
+        """The use by all claims if each has its whole demand."""
+        self.held = list(self.guarantees)
         """The part of each guarantee that is in demand and within capacity."""
         self.parts: list[float] = []
         """The granted part of each demand, from 0 to 1."""
         self._granted: list[Vector] = []
         """The amounts that follow from ``parts`` and ``held``, before whole sequences."""
         self._sequences: list[float] = []
+
+    def prepare(self) -> None:
+        """Prepare a filling with the present weights. ``held`` may still change."""
+        self.filling = Filling(
+            self.demands, self.held, self.dominants, self.weights, self.capacity, self._whole
+        )
+        if self.tree is not None:
+            self.tree.prepare(self.filling, self.demands, self.held)
 
     def grant(self, left: Vector) -> Vector:
         """Compute the grants after the filling; returns the rest of ``left``."""
@@ -189,21 +206,21 @@ class _Stage:
         remainder, one sequence each. With debt as priority, a claim that gets none has a higher priority the
         next time.
         """
-        self._sequences = rounded = []
-        wanting: list[tuple[float, int]] = []
-        for index, ((_, _, sequences), part) in enumerate(zip(self._granted, self.parts, strict=True)):
-            if part >= _ALL:
-                rounded.append(sequences)
-                available -= sequences
-                continue
-            whole = float(math.floor(sequences + EPSILON))
-            rounded.append(whole)
-            available -= whole
-            rest, ceiling = sequences - whole, self.claims[index].ceiling.concurrency
-            if rest > EPSILON and rest > EPSILON * sequences and whole + 1 <= ceiling:
-                wanting.append((-(rest + self.priorities[index]), index))
-        wanting.sort()
-        chosen = [index for _, index in wanting]
+        granted = [sequences for _, _, sequences in self._granted]
+        self._sequences = rounded = [
+            sequences if part >= _ALL else float(int(sequences + EPSILON))
+            for sequences, part in zip(granted, self.parts, strict=True)
+        ]
+        available -= math.fsum(rounded)
+        wanting = [
+            index
+            for index, (sequences, whole) in enumerate(zip(granted, rounded, strict=True))
+            if (rest := sequences - whole) > EPSILON
+            and rest > EPSILON * sequences
+            and whole + 1 <= self.claims[index].ceiling.concurrency
+        ]
+        first = {index: rounded[index] - granted[index] - self.priorities[index] for index in wanting}
+        chosen = sorted(wanting, key=first.__getitem__)
         if self.tree is not None:
             chosen = self.tree.within_rooms(chosen, rounded)
         extra = max(min(int(available), len(chosen)), 0)
@@ -284,13 +301,10 @@ class _Stage:
 
 def _fill(stage: _Stage, left: Vector) -> Vector:
     """Run stage 2 or 3 for some claims; returns the capacity that is left."""
-    if stage.tree is None:
-        stage.top.limit_to(left)
-        filling = Filling(stage.demands, stage.held, stage.dominants, stage.weights, stage.capacity)
-        filling.fill(stage.top)
-        stage.parts = filling.parts
-    else:
-        stage.parts = stage.tree.fill(left)
+    top = stage.top if stage.tree is None else stage.tree.top
+    top.limit_to(left)
+    stage.filling.fill(top)
+    stage.parts = stage.filling.parts
     tokens, cache, sequences = stage.grant(left)
     return tokens, cache, stage.round_sequences(sequences)
 
@@ -328,11 +342,9 @@ def _assure_guarantees(stages: Iterable[_Stage], capacity: Vector) -> None:
     The rest of a group's guarantee goes to its members with demand.
     """
     for stage in stages:
-        stage.held = list(stage.guarantees)
-        if stage.tree is not None:
-            stage.tree.prepare(stage.demands, stage.held, stage.dominants, stage.weights, capacity)
-            if any(claim.tier is not Tier.SPOT for claim in stage.claims):
-                stage.tree.top_up()
+        stage.held[:] = stage.guarantees
+        if stage.tree is not None and any(claim.tier is not Tier.SPOT for claim in stage.claims):
+            stage.tree.top_up()
     scale = [1.0, 1.0, 1.0]
     for k in DIMENSIONS:
         promised = math.fsum([held[k] for stage in stages for held in stage.held])

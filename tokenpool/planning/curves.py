@@ -31,10 +31,14 @@ _Segment = tuple[float, float, float, float, float, float, float, float]
 level, and the rise of the share."""
 
 
+_UNBOUNDED: Vector = (math.inf, math.inf, math.inf)
+
+
 class GroupNode:
     """One group of a tree, or its top. The owner sets weights and rooms; the rest belongs to the filling."""
 
     __slots__ = (
+        "_below",
         "base_level",
         "base_share",
         "children",
@@ -63,6 +67,38 @@ class GroupNode:
         "weight",
     )
 
+    # The curve of its own claims, from ``base_level`` on as far as it is known. Set by ``Curves.begin``.
+    segments: list[_Segment]
+    levels: list[float]
+    """The level at the beginning of each segment."""
+    shares: list[float]
+    """The share at the beginning of each segment."""
+    held_share: float
+    """The sum of its members' shares at the beginning. It waits while its share is less."""
+    end_share: float
+    """The share after the last event, when nothing grows; infinite until the curve is known to there."""
+    wakes_at: float
+    """The level at which a share begins to rise. A group that waits has a lower level."""
+    events: list[_Event]
+    """The changes after the last segment, except of ``plain``; the next is at the end."""
+    guaranteed: list[int]
+    """The claims with a guarantee that grow. Their use is not in the segments."""
+    plain: list[int]
+    """The claims without a guarantee that stop after the last segment; the next is at the end."""
+    count: int
+    """The number of members with rising shares in the last segment."""
+    rising: float
+    """The sum of their weights."""
+    waiting: float
+    """The weights of the members that wait for their guarantees' shares then."""
+    least: float
+    """A sum of weights below this is a rounding error."""
+    potential: Vector
+    """The use of each dimension per unit of share, without guarantees and while nothing stops; for the top,
+    per unit of level."""
+    rate: float
+    """The rise of the level per unit of the level of the evaluated group."""
+
     def __init__(self, name: str, parent: GroupNode | None) -> None:
         self.name = name
         self.parent = parent
@@ -70,47 +106,17 @@ class GroupNode:
         self.claims: list[int] = []
         """The claims that are children of the group, by index."""
         self.weight = 1.0
-        self.room: Vector = (math.inf, math.inf, math.inf)
+        self.room = _UNBOUNDED
         """The most that its members may use together."""
         self.is_bounded = False
         """Whether ``room`` is finite in a dimension."""
         self.level = 0.0
         """The level at the last evaluation."""
-        self.rate = 0.0
-        """The rise of the level per unit of the level of the evaluated group."""
         self.base_level = self.base_share = 0.0
         """The level and the share at which its curve begins."""
-        self.segments: list[_Segment] = []
-        """The curve of its own claims."""
-        self.levels: list[float] = []
-        """The level at the beginning of each segment."""
-        self.shares: list[float] = []
-        """The share at the beginning of each segment."""
-        self.held_share = 0.0
-        """The sum of its members' shares at the beginning. It waits while its share is less."""
-        self.end_share = 0.0
-        """The share after the last event, when nothing grows; infinite until the curve is known to there."""
-        self.wakes_at = 0.0
-        """The level at which a share begins to rise. A group that waits has a lower level."""
-        self.events: list[_Event] = []
-        """The changes after the last segment, except of ``plain``; the next is at the end."""
-        self.guaranteed: list[int] = []
-        """The claims with a guarantee that grow. Their use is not in the segments."""
-        self.plain: list[int] = []
-        """The claims without a guarantee that stop after the last segment; the next is at the end."""
-        self.count = 0
-        """The number of members with rising shares in the last segment."""
-        self.rising = 0.0
-        """The sum of their weights."""
-        self.waiting = 0.0
-        """The weights of the members that wait for their guarantees' shares then."""
-        self.least = 0.0
-        """A sum of weights below this is a rounding error."""
-        self.potential: Vector = ZERO
-        """The use of each dimension per unit of share, without guarantees and while nothing stops; for the
-        top, per unit of level."""
         self.reached = 1.0
         """The level at which the last filling found a full dimension, relative to its first guess."""
+        self._below: Sequence[GroupNode] = ()
 
     def limit_to(self, room: Vector) -> None:
         """Set the room."""
@@ -122,11 +128,13 @@ class GroupNode:
         if self.parent is not None:
             self.base_share = min(self.parent.level * self.weight, self.end_share)
 
-    def below(self) -> list[GroupNode]:
-        """The node and all groups below it, from the bottom."""
-        found = [each for child in self.children for each in child.below()]
-        found.append(self)
-        return found
+    def below(self) -> Sequence[GroupNode]:
+        """The node and all groups below it, from the bottom. After this its children must not change."""
+        if not self._below:
+            found = [each for child in self.children for each in child.below()]
+            found.append(self)
+            self._below = found
+        return self._below
 
     def above(self) -> list[GroupNode]:
         """The node and all groups above it, with the top."""
@@ -327,10 +335,11 @@ class Curves:
         Sets the level of ``top`` and of each node ``below`` it. These are in order from the top.
         """
         room = top.room
-        used, rise = self._evaluate(top, below, level)
-        for k in dimensions:
-            if used[k] >= room[k] * (1 - EPSILON):
-                return level, k
+        if level:  # at level 0 the caller knows
+            used, rise = self._evaluate(top, below, level)
+            for k in dimensions:
+                if used[k] >= room[k] * (1 - EPSILON):
+                    return level, k
         low, high, at, ratio, full = level, math.inf, level, 0.0, dimensions[0]
         guess = min(
             [room[k] / top.potential[k] for k in dimensions if top.potential[k] > 0], default=math.inf

@@ -43,15 +43,17 @@ class Filling:
         dominants: Sequence[float],
         weights: Sequence[float],
         capacity: Vector,
+        whole: Vector,
     ) -> None:
         """Each list has one item per claim: demand, guarantee in demand, dominant share, weight.
 
-        ``held`` may change between two fillings.
+        ``held`` may change between two fillings. ``whole`` is the use by all claims without a bound.
         """
         self._demands = demands
         self._held = held
         self._weights = weights
         self._capacity = capacity
+        self._whole = whole
         self._most = [1.0 if dominant else 0.0 for dominant in dominants]
         """The part of each claim without a bound. Without demand in a dimension with capacity it is 0."""
         self._speeds = [w / d if d else 0.0 for w, d in zip(weights, dominants, strict=True)]
@@ -59,6 +61,7 @@ class Filling:
         self.parts = list(self._most)
         """The granted part of each demand, 0 to 1."""
         self._curves: Curves | None = None
+        self._is_any_stopped = False
         self.bounds: list[GroupNode | None] = [None] * len(demands)
         """The group whose room stopped each claim, also the top; ``None`` if it has its whole demand."""
 
@@ -70,6 +73,7 @@ class Filling:
             for index in node.claims:
                 self.parts[index], self.bounds[index] = self._most[index], None
         self._curves = None
+        self._is_any_stopped = False
         for node in nodes:
             if node.is_bounded:
                 self._fill_alone(node, 0.0, {})
@@ -124,6 +128,8 @@ class Filling:
 
     def _fit(self, claims: Sequence[int], room: Vector, dimensions: Sequence[int]) -> bool:
         """Whether there is room for all that the claims may grow to."""
+        if len(claims) == len(self.parts) and not self._is_any_stopped:
+            return all(self._whole[k] <= room[k] for k in dimensions)
         demands, all_held, parts = self._demands, self._held, self.parts
         a = b = c = 0.0
         for index in claims:
@@ -171,6 +177,7 @@ class Filling:
                     is_any_growing = True
             if is_changed:
                 changed.append(node)
+                self._is_any_stopped = True
         return changed, is_any_growing
 
     def _fill_inner(

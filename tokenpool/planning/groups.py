@@ -9,7 +9,6 @@ from typing import NamedTuple
 from tokenpool.amounts import Amount
 from tokenpool.entitlements import Entitlement, Group, chain, from_the_bottom
 from tokenpool.planning.claims import FairShare, GroupClaim
-from tokenpool.planning.vectors import DIMENSIONS, Vector
 
 
 class GroupTree:
@@ -41,21 +40,24 @@ class GroupTree:
         """The groups as the input of an allocation."""
         return [GroupClaim(g.name, g.parent, g.weight, g.guarantee, g.ceiling) for g in self.groups]
 
-    def sums(self, amounts: Iterable[tuple[str | None, Vector]]) -> dict[str, Amount]:
-        """By group: the sum of its members' amounts, each given with the name of a group."""
-        sums = {group.name: [0.0, 0.0, 0.0] for group in self.groups}
-        for name, (a, b, c) in amounts:
+    def sums(self, amounts: Iterable[tuple[str | None, Amount, Amount]]) -> dict[str, tuple[Amount, Amount]]:
+        """By group: the sums of its members' two amounts, given with the name of their group."""
+        sums = {group.name: [0.0] * 6 for group in self.groups}
+        for name, one, other in amounts:
             if name in sums:
                 sum_ = sums[name]
-                sum_[0] += a
-                sum_[1] += b
-                sum_[2] += c
+                sum_[0] += one.tokens_per_second
+                sum_[1] += one.kv_tokens
+                sum_[2] += one.concurrency
+                sum_[3] += other.tokens_per_second
+                sum_[4] += other.kv_tokens
+                sum_[5] += other.concurrency
         for group in self.upwards:
             if group.parent in sums:
                 sum_, own = sums[group.parent], sums[group.name]
-                for k in DIMENSIONS:
+                for k in range(6):
                     sum_[k] += own[k]
-        return {name: Amount(a, b, c) for name, (a, b, c) in sums.items()}
+        return {name: (Amount(*sum_[:3]), Amount(*sum_[3:])) for name, sum_ in sums.items()}
 
 
 class Standing(NamedTuple):
@@ -92,7 +94,9 @@ def standings(
         siblings.got += got
         if not share.is_satisfied:
             siblings.want(due, got)
-            for group in () if parent is None else tree.above(parent):
+            if parent is None:
+                continue
+            for group in tree.above(parent):
                 if group.name == share.bound_by:
                     break
                 wanting.add(group.name)
@@ -104,13 +108,15 @@ def standings(
             siblings.want(members.due, members.got)
     for siblings in compared.values():
         siblings.compare()
+    standing = {}
+    for name, share in fair.items():
+        siblings, due = compared[parents[name]], share.dominant_share
+        if share.is_satisfied:
+            standing[name] = Standing(due, service[name], False)
+        else:
+            standing[name] = siblings.standing(due, service[name], wants=True)
     return (
-        {
-            name: compared[parents[name]].standing(
-                share.dominant_share, service[name], wants=not share.is_satisfied
-            )
-            for name, share in fair.items()
-        },
+        standing,
         {
             group.name: compared[tree.known(group.parent)].standing(
                 compared[group.name].due, compared[group.name].got, wants=group.name in wanting

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import cast
 
 import msgspec
@@ -21,7 +22,7 @@ from tokenpool.planning.allocation import Division
 from tokenpool.planning.claims import Claim, Share
 from tokenpool.planning.groups import GroupTree, Standing, standings
 from tokenpool.planning.idle import ONE_SEQUENCE, IdleTerms, idle_share
-from tokenpool.planning.profiles import Profile, dominant_service, followed
+from tokenpool.planning.profiles import Profile, dominant_services, followed
 
 SLO_REFERENCE_TTFT_MS = 1000.0
 SLO_REFERENCE_TPOT_MS = 200.0
@@ -143,10 +144,7 @@ def plan_steps(given: PlanInput) -> Generator[None, None, Plan]:
     fair = division.fair_shares()
     profiles = followed(given.profiles, entitlements, given.reports, capacity, given.elapsed_s)
     yield
-    service = {
-        name: dominant_service(given.report(name).service, capacity, profile)
-        for name, profile in profiles.items()
-    }
+    service = dominant_services(profiles, given.reports, capacity)
     yield
     standing, group_standing = standings(tree, entitlements, fair, service)
     debts = _moved_debts(given, given.debts, standing)
@@ -204,12 +202,11 @@ def _group_plans(
     standing: Mapping[str, Standing],
     debts: Mapping[str, float],
 ) -> dict[str, GroupPlan]:
-    ordered = sorted(claims, key=lambda claim: claim.name)  # sums of floats depend on the order
-    allocations = tree.sums((claim.group, plans[claim.name].allocation.values()) for claim in ordered)
-    demands = tree.sums((claim.group, claim.demand.values()) for claim in ordered)
+    ordered = sorted(claims, key=attrgetter("name"))  # sums of floats depend on the order
+    sums = tree.sums((claim.group, plans[claim.name].allocation, claim.demand) for claim in ordered)
     return {
-        name: GroupPlan(allocation, demands[name], standing[name].fair_share, debts[name])
-        for name, allocation in allocations.items()
+        name: GroupPlan(allocation, demand, standing[name].fair_share, debts[name])
+        for name, (allocation, demand) in sums.items()
     }
 
 
@@ -255,18 +252,23 @@ def _moved_debts(
 ) -> dict[str, float]:
     """The new debts by name, of entitlements or of groups."""
     settings = given.settings
-    return {
-        name: debts_of.moved(
-            before.get(name, 0.0),
-            fair_share=standing.fair_share,
-            service=standing.service,
-            has_unmet_demand=standing.has_unmet_demand,
-            elapsed_s=given.elapsed_s,
-            cap_s=settings.debt_cap_s,
-            decay_s=settings.debt_decay_s,
-        )
-        for name, standing in standings.items()
-    }
+    kept = debts_of.decayed(1.0, given.elapsed_s, settings.debt_decay_s)
+    moved = {}
+    for name, (fair_share, service, has_unmet_demand) in standings.items():
+        debt = before.get(name, 0.0)
+        if has_unmet_demand:
+            moved[name] = debts_of.moved(
+                debt,
+                fair_share=fair_share,
+                service=service,
+                has_unmet_demand=True,
+                elapsed_s=given.elapsed_s,
+                cap_s=settings.debt_cap_s,
+                decay_s=settings.debt_decay_s,
+            )
+        else:
+            moved[name] = debt * kept
+    return moved
 
 
 def _claim(entitlement: Entitlement, report: Report) -> Claim:
@@ -283,7 +285,9 @@ def _claim(entitlement: Entitlement, report: Report) -> Claim:
 
 
 def _weight(entitlement: Entitlement, debt: float, settings: PlannerSettings) -> float:
-    factor = slo_factor(entitlement.slo) if settings.slo_precedence else 1.0
+    slo = entitlement.slo
+    has_slo = settings.slo_precedence and (slo.ttft_ms is not None or slo.tpot_ms is not None)
+    factor = slo_factor(slo) if has_slo else 1.0
     return entitlement.weight * factor * debts_of.weight_factor(debt, settings.debt_gain)
 
 

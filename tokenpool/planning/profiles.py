@@ -87,7 +87,17 @@ def after_idle_time(profile: Profile, elapsed_s: float) -> Profile:
     return Profile(profile.service * kept, profile.place, profile.age_s + elapsed_s)
 
 
-def dominant_service(service: Amount, capacity: Amount, profile: Profile) -> float:
-    """Service as a share of capacity, in the dimension of the profile; 0 without capacity."""
-    whole = capacity.values()[profile.place]
-    return service.values()[profile.place] / whole if whole > 0 else 0.0
+def dominant_services(
+    profiles: Mapping[str, Profile], reports: Mapping[str, Report], capacity: Amount
+) -> dict[str, float]:
+    """The service of each entitlement with a profile, as a share of capacity in the dimension of its profile.
+
+    It is 0 without capacity.
+    """
+    whole = capacity.values()
+    return {
+        name: reports.get(name, _NO_REPORT).service.values()[place] / whole[place]
+        if whole[place] > 0
+        else 0.0
+        for name, place in ((name, profile.place) for name, profile in profiles.items())
+    }

@@ -17,7 +17,7 @@ class Tree:
 
     def __init__(self, groups: Sequence[GroupClaim]) -> None:
         self._groups = {group.name: group for group in groups}
-        self._top = GroupNode("", None)
+        self.top = GroupNode("", None)
         self._nodes: dict[str, GroupNode] = {}
         self._parents: list[GroupNode] = []
         """The node of each claim."""
@@ -31,6 +31,10 @@ class Tree:
         }
         """The room of each group with a ceiling, at the beginning of the stage."""
         self._filling: Filling | None = None
+        self.has_ceilings = bool(self._rooms)
+        """Whether a group has a ceiling."""
+        self.has_guarantees = any(group.guarantee != NOTHING for group in groups)
+        """Whether a group has a guarantee of its own."""
 
     def place(self, names: Sequence[str | None]) -> None:
         """Place the claims, by the names of their groups. Called once."""
@@ -44,14 +48,14 @@ class Tree:
         for node in self._nodes.values():
             # Sums of floats depend on the order, and the order of the input must not matter.
             node.children.sort(key=lambda child: child.name)
-        self._top.children.sort(key=lambda child: child.name)
+        self.top.children.sort(key=lambda child: child.name)
         self.limit_to(self._rooms)
-        self._bounded = [node for node in self._top.below() if node.is_bounded]
+        self._bounded = [node for node in self.top.below() if node.is_bounded]
 
     def _node(self, name: str | None) -> GroupNode:
         group = self._groups.get(name) if name is not None else None
         if group is None:
-            return self._top
+            return self.top
         node = self._nodes.get(group.name)
         if node is None:
             parent = self._node(group.parent)
@@ -70,8 +74,8 @@ class Tree:
 
     def priorities(self, claims: int) -> list[float]:
         """The priorities that the groups of each claim add to its own."""
-        added = {id(self._top): 0.0}
-        for node in reversed(self._top.below()):
+        added = {id(self.top): 0.0}
+        for node in reversed(self.top.below()):
             if node.parent is not None:
                 added[id(node)] = added[id(node.parent)] + self._priorities[node.name][1]
         return [added[id(self._parents[index])] for index in range(claims)]
@@ -83,17 +87,9 @@ class Tree:
             if name in rooms:
                 node.limit_to(rooms[name])
 
-    def prepare(
-        self,
-        demands: Sequence[Vector],
-        held: list[Vector],
-        dominants: Sequence[float],
-        weights: Sequence[float],
-        capacity: Vector,
-    ) -> None:
-        """Set the claims to fill. ``held`` is changed by ``top_up``."""
-        self._held, self._demands = held, demands
-        self._filling = Filling(demands, held, dominants, weights, capacity)
+    def prepare(self, filling: Filling, demands: Sequence[Vector], held: list[Vector]) -> None:
+        """Set the filling of the claims. ``held`` is changed by ``top_up``."""
+        self._filling, self._demands, self._held = filling, demands, held
 
     # --- the stages ---
 
@@ -102,7 +98,9 @@ class Tree:
 
         Groups below come first, so a group counts what its members' groups have given.
         """
-        for node in self._top.below():
+        if not self.has_guarantees:
+            return
+        for node in self.top.below():
             group = self._groups.get(node.name)
             if group is None or group.guarantee == NOTHING:
                 continue
@@ -116,11 +114,6 @@ class Tree:
                     part, (x, y, z) = filling.parts[index], self._demands[index]
                     named = (x * part if a else 0.0, y * part if b else 0.0, z * part if c else 0.0)
                     self._held[index] = larger(self._held[index], named)
-
-    def fill(self, left: Vector) -> list[float]:
-        """Divide ``left``; returns the granted part of each demand, 0 to 1."""
-        self._top.limit_to(left)
-        return self._fill(self._top).parts
 
     def _fill(self, node: GroupNode) -> Filling:
         filling = self._filling
@@ -173,8 +166,8 @@ class Tree:
         A claim without demand in a group with a ceiling has none. So its share does not depend on the room
         of its group, and a plan may omit it.
         """
-        found: dict[int, tuple[Vector, bool]] = {id(self._top): (whole, False)}
-        for node in reversed(self._top.below()):
+        found: dict[int, tuple[Vector, bool]] = {id(self.top): (whole, False)}
+        for node in reversed(self.top.below()):
             if node.parent is not None:
                 most, is_bounded = found[id(node.parent)]
                 if node.name in rooms:

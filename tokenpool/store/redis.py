@@ -62,7 +62,7 @@ from tokenpool.store.scripts import ExchangeResult, Script, SnapshotResult
 
 SCHEMA = 1
 """The version of the messages to the scripts."""
-PART = 100
+PART = 250
 """The most rows in one call of the coordinator, so that no script occupies Redis for long."""
 AT_ONCE = 4
 """The most such calls in flight, each on its own connection."""

@@ -431,6 +431,7 @@ CASES = (
         (counter("tokenpool_peer_connections_rejected", 0, 60),),
         value=1.0,
     ),
+    Case("TokenpoolWorkersEnd", WARNING, AT_S1, (counter("tokenpool_worker_restarts", 0, 1),), value=15),
     Case("TokenpoolConfigInvalid", WARNING, AT_S1, (gauge("tokenpool_config_current", 1, 0),)),
     Case("TokenpoolCertificateStale", WARNING, AT_S1, (gauge("tokenpool_certificate_current", 1, 0),)),
     Case(
@@ -689,6 +690,12 @@ QUIET = (
             'tokenpool_peer_connections_rejected_total{instance="s2"}': "0x10 40x50",
             'tokenpool_handovers_total{job="tokenpool-sidecar",instance="s1",result="failed"}': "0x10 60x50",
         },
+    ),
+    Quiet(
+        "one worker was killed once",
+        ("TokenpoolWorkersEnd",),
+        (),
+        samples={'tokenpool_worker_restarts_total{instance="s1"}': "0x20 1x60"},
     ),
     Quiet(
         "a lone sidecar needs no coordinator, and its pool is there",

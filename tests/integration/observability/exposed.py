@@ -20,6 +20,7 @@ from sidecar.app import Sidecar
 from sidecar.proxy import bounds
 from sidecar.proxy.tls import TlsServer
 from sidecar.settings import Settings
+from sidecar.workers.pages import worker_metrics
 from tests.certificates import certify
 
 ROOT = Path(__file__).parents[3]
@@ -48,6 +49,7 @@ def exposed() -> Mapping[str, frozenset[str]]:
     for families, more in (
         *((source.metrics(), _OF_A_SIDECAR) for source in sidecar.admin.sources),
         (tls.metrics(), _OF_A_SIDECAR),
+        (worker_metrics(0, 0), _OF_A_SIDECAR),
         (coordinator.telemetry.collect(), frozenset()),
         (resource_metrics.families({}, {}, {}, is_synced=True), frozenset()),
         (process.collect(), _OF_A_SIDECAR),

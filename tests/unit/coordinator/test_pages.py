@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from coordinator.pool_file import PoolFileInvalid, read, read_apart
 from coordinator.state_page import pieces
 from coordinator.telemetry import OTHER, Telemetry
 from tests.unit.coordinator.test_live import BUSY, POOL, UP, Pool
@@ -74,26 +72,6 @@ async def test_others_are_added_up() -> None:
 async def test_pieces_cover_a_few_entitlements_each() -> None:
     pool = await busy(*(f"t{number}" for number in range(200)))
     assert len(list(pool.telemetry.pieces())) > 200 / 20
-
-
-async def test_a_child_and_this_process_read_a_file_alike(tmp_path: Path) -> None:
-    file = tmp_path / "pool.yaml"
-    file.write_text(MANY)
-    assert await read_apart(file) == read(file)
-
-    file.write_text("{")
-    with pytest.raises(PoolFileInvalid, match="not YAML"):
-        await read_apart(file)
-
-
-async def test_without_a_child_the_file_is_read_in_this_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("PYTHONIOENCODING", "no-such-codec")  # no interpreter begins with that
-    file = tmp_path / "pool.yaml"
-    file.write_text(MANY)
-    assert await read_apart(file) == read(file)
-    assert "the work is done in this process" in caplog.text
 
 
 async def test_the_state_page_shows_groups() -> None:

@@ -17,6 +17,7 @@ from experiments.peers.loads import Sizes
 from experiments.peers.measuring import Result, capacity_of, engine_flags, is_refused, result_of
 from experiments.peers.ours import pool_file
 from experiments.peers.routers import smg_file
+from experiments.peers.sampling import Samples
 from experiments.peers.system import Capacity, Place, System, filled
 from experiments.peers.systems import ALONE, OURS, SYSTEMS
 from experiments.peers.tenants import ELASTIC, GUARANTEED, TENANTS, WEIGHTS
@@ -227,12 +228,12 @@ def test_a_result_is_read_from_the_three_runs() -> None:
         served(GUARANTEED, 0.5, 3.0), served(GUARANTEED, 2.0, 0.4), shed(GUARANTEED, 3.0), shed("spot", 3.0)
     )
     fair = run(*(served(name, 4.0, 0.0, tokens=100 * int(w), lasts_s=w) for name, w in WEIGHTS.items()))
-    found = result_of(OURS, 3, sizes, (moderate, overload, fair), Added(0.001, 0.002), 0.3)
+    found = result_of(OURS, 3, sizes, (moderate, overload, fair), 0.9, Added(0.001, 0.002), 0.3)
     assert (found.alone_ttft_p99_s, found.ttft_p99_s) == (pytest.approx(0.3), pytest.approx(0.4))
     assert (found.guaranteed, found.guaranteed_refused) == (2, 1)
     assert (found.idle_requests, found.idle_refused) == (3, 1)
     assert found.jain > 0.99
-    assert found.used == pytest.approx(6 / 5 / 16)
+    assert found.used == 0.9
     assert found.cpu_s == pytest.approx(0.1)
     assert (found.added_p50_s, found.added_p99_s) == (0.001, 0.002)
 
@@ -300,6 +301,12 @@ def test_the_goals_are_reached_by_the_first() -> None:
 def test_each_goal_can_be_missed(worse: Result, goal: str) -> None:
     (line,) = missed(BARE, OTHER, worse)
     assert goal in line
+
+
+def test_samples_outside_of_the_span_do_not_count() -> None:
+    samples = Samples([(1.0, 4.0), (2.0, 12.0), (3.0, 16.0), (4.0, 0.0)])
+    assert samples.mean(2.0, 4.0) == 14.0
+    assert samples.mean(5.0, 6.0) == 0.0
 
 
 def test_without_tokenpool_or_others_there_are_no_goals() -> None:

@@ -58,6 +58,12 @@ def test_a_given_range_may_begin_above_zero_and_keeps_values_inside() -> None:
     assert ">40</text>" not in drawing(picture)
 
 
+def test_given_places_of_the_axis_are_marked() -> None:
+    text = drawing(made((0.25, 1.0), (4.0, 1.0), ticks=(0.25, 4.0)))
+    assert ">0.25</text>" in text
+    assert ">4</text>" in text
+
+
 def test_names_are_escaped() -> None:
     text = drawing(made((0, 1.0), name="<b>&", phases=(Phase("<i>", 0, 1),)))
     assert "&lt;b&gt;&amp;" in text

@@ -103,7 +103,9 @@ class Pod:
         options: Sequence[str] = (),
         pool: str = POOL,
         scheme: str = "http",
+        has_file: bool = True,
     ) -> None:
+        """``has_file``: it has a pool file of its own."""
         self.file = folder / "pool.yaml"
         self.file.write_text(pool)
         self._session = session
@@ -112,7 +114,8 @@ class Pod:
         self.process = Process(
             "sidecar",
             [
-                *(*module("sidecar"), "run", "--config", str(self.file), "--workers", str(workers)),
+                *(*module("sidecar"), "run", "--workers", str(workers)),
+                *(("--config", str(self.file)) if has_file else ("--pool", "chat")),
                 *("--upstream", f"http://127.0.0.1:{engine.port}", "--listen", f"127.0.0.1:{listen}"),
                 *("--admin", f"127.0.0.1:{admin}", "--drain-timeout", "5", *options),
             ],

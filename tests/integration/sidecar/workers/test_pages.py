@@ -95,7 +95,10 @@ async def test_a_sidecar_without_workers_that_answer_says_so(tmp_path: Path) -> 
         async with session.get("/readyz") as page:
             assert (page.status, (await page.json())["problems"]) == (503, ["no worker answers"])
         async with session.get("/debug/state") as page:
-            assert (page.status, await page.json()) == (503, {"error": "no worker answers; see the log"})
+            assert (page.status, await page.json()) == (
+                503,
+                {"error": "no worker serves yet; see /readyz and the log"},
+            )
         async with session.get("/engine/metrics") as page:
             assert page.status == 503
         async with one.serving(), session.get("/debug/state?entitlement=x") as page:

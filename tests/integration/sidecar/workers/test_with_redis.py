@@ -65,3 +65,37 @@ async def test_two_sidecars_with_two_workers_each_are_two_replicas(tmp_path: Pat
     finally:
         coordinator.kill()
         redis.kill()
+
+
+async def test_workers_without_a_file_wait_for_the_published_one(tmp_path: Path) -> None:
+    redis = RedisProcess(tmp_path).start()
+    store = ("--store", f"redis://127.0.0.1:{redis.port}")
+    port = free_port()
+    redis.wait_ready(10)
+    try:
+        async with CountingEngine() as engine, aiohttp.ClientSession() as session:
+            pod = Pod(tmp_path, engine, session, 2, store, has_file=False)
+            coordinator = Process(
+                "coordinator",
+                [
+                    *(*module("coordinator"), "run", "--config", str(pod.file), *store),
+                    *("--listen", f"127.0.0.1:{port}"),
+                ],
+                tmp_path,
+            )
+            pod.process.start()
+            try:
+
+                async def waits() -> bool:
+                    page = await pod.get("/readyz")
+                    return page is not None and "no pool file is published" in str(page["problems"])
+
+                await until(waits, "the reason on the page")
+                coordinator.start()
+                await pod.until_ready(2)
+                assert [await pod.complete("e") for _ in range(4)] == [(200, True)] * 4
+            finally:
+                pod.process.stop()
+                coordinator.kill()
+    finally:
+        redis.kill()

@@ -121,5 +121,12 @@ def test_the_live_page_shows_all_workers_as_one_sidecar() -> None:
     assert (entitlement.spent, entitlement.decisions) == (3.0, {"shed": 2})
 
 
+def test_a_lone_sidecar_with_workers_has_no_coordinator() -> None:
+    made = merging.snapshot({0: shown(1, 4.0)}, "n", "a lone sidecar")
+
+    assert (made.about, [pool.leader for pool in made.pools]) == ("", ["a lone sidecar"])
+    assert merging.snapshot({0: shown(1, 4.0)}, "n").about == "about"
+
+
 def test_the_live_page_without_workers_says_so() -> None:
     assert merging.snapshot({}, "n").notices == ("no worker answers",)

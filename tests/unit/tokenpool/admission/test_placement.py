@@ -377,7 +377,7 @@ def test_the_workers_of_one_sidecar_are_no_replicas_for_each_other() -> None:
 
     assert [each.name for each in made.known] == ["other"]
     made.learn_mates([("worker 1", "unix:/run/peer-1")], 0.0)
-    assert made.replicas == 3
+    assert made.replicas == 2
     asked = made.ask(pending(), LONG_S, 0.0)
     assert [ask.peer for ask in asked] == ["other"]
 

@@ -263,11 +263,21 @@ def test_each_worker_states_its_part_of_the_free_room() -> None:
     pod = Pod(4)
     pod.workers[0].offer(tenant())
 
-    stated = [each.control.stated_room().sequences for each in pod.workers]
-    pod.workers[1].driver.serve()  # it sees the load when it acts
+    for worker in pod.workers:
+        worker.driver.serve()  # it sees the load when it acts
 
-    assert stated[0] == (SLOTS - 1) / 4
-    assert pod.workers[1].control.stated_room().sequences == (SLOTS - 1) / 4
+    stated = [each.control.stated_room() for each in pod.workers]
+    assert [each.sequences for each in stated] == [0.0, 1.0, 1.0, 1.0]
+    assert sum(each.kv_tokens for each in stated) == 1e6 - 112
+
+
+def test_a_request_at_an_engine_that_is_down_waits_for_no_other_worker() -> None:
+    pod = Pod(2)
+    one = pod.workers[0]
+    one.control.use_room(EngineRoom(SLOTS, 1e6, is_down=True))
+
+    assert not one.control.knows_others
+    assert isinstance(one.offer(tenant()), Shed)
 
 
 def test_the_load_of_all_workers_is_known_when_the_engines_page_is_read() -> None:

@@ -115,8 +115,8 @@ class Sidecar:
         decision = admit(self.ledger, self.account, ASK, price, self.room, now)
         if isinstance(decision, Shed):
             return decision
-        decision.ticket.uses_free_capacity = self.account.take_free_use()
-        return decision.ticket
+        decision.uses_free_capacity = self.account.take_free_use()
+        return decision
 
     def settle(self, ticket: Ticket, now: float) -> None:
         self.ledger.settle(ticket, Usage(50, 50), Ending.FINISHED, now)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.domain_builders import SHAPE, entitlement
 from tokenpool.entitlements import OutputEstimate, Pricing
-from tokenpool.pricing.cost import Ask, Cost, EngineShape, Pricer, Usage
+from tokenpool.pricing.cost import Ask, EngineShape, Pricer, Usage
 from tokenpool.pricing.estimators import Coverage, OutputQuantile
 from tokenpool.pricing.experts import (
     IDLE_OBSERVATIONS,
