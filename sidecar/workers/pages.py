@@ -27,7 +27,7 @@ from runtime.exposition import CONTENT_TYPE, rendered
 from sidecar.admin import SNAPSHOT
 from sidecar.worker import pages_path
 from sidecar.workers import merging
-from sidecar.workers.metrics_page import Page, Totals, parsed
+from sidecar.workers.metrics_page import Page, Totals, merged, parsed
 
 log = logging.getLogger(__name__)
 
@@ -213,9 +213,11 @@ class Pages:
         return web.json_response({"status": "ok"})
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        pages = await asyncio.gather(*(each.read_metrics() for each in self._pages))
+        await asyncio.gather(*(each.read_metrics() for each in self._pages))
         own = parsed(rendered(self._own_metrics(), {"pool": self._pool}))
-        text = await asyncio.to_thread(self._totals.merged, [*pages, own])
+        # Taken together, after all reads: the counts of a worker that has ended meanwhile are in the totals.
+        pages = [*(each.page for each in self._pages), own, self._totals.page]
+        text = await asyncio.to_thread(merged, pages)
         return web.Response(body=text.encode(), headers={"content-type": CONTENT_TYPE})
 
     def _own_metrics(self) -> Iterator[Metric]:
