@@ -192,7 +192,9 @@ class Pages:
             began = time.monotonic()
             await worker.read_metrics()
             now, heard = time.monotonic(), worker.answered_at
-            if heard is not None and now - heard > self._times.hung_s:
+            is_silent = heard is not None and now - heard > self._times.hung_s
+            # A busy worker may be too slow for its long page, but not for this one.
+            if is_silent and await worker.read("/healthz") is None and worker.answered_at == heard:
                 log.error("a worker does not answer, and is killed", extra={"worker": worker.index})
                 worker.answered_at = None
                 self._kill(worker.index)
