@@ -114,6 +114,6 @@ class Accounts:
             if account is None:
                 account = Account(entitlement, pool.pricing, now)
                 prepared.new.append(account)
-            elif is_repriced or account.entitlement != entitlement:
+            elif is_repriced or not account.entitlement.differs_in_keys_only(entitlement):
                 prepared.changed.append((account, entitlement))
             prepared.accounts[name] = account

@@ -128,3 +128,13 @@ def test_a_pool_file_is_taken_over_in_parts(texts: tuple[str, str]) -> None:
     parts = list(reading._parts(made.file, {}))
     assert {len(part.entitlements) for part in parts} == {reading.PER_PART}
     assert len(parts) == COUNT // reading.PER_PART
+
+
+def test_digests_instead_of_keys_change_no_account(texts: tuple[str, str]) -> None:
+    """The published pool file is this sidecar's own one, with digests instead of keys."""
+    made = controller(texts[0])
+    published = configuration(texts[0].replace("api_keys: [key-", "api_keys: [other-key-"))
+
+    made.configure(published)
+
+    assert not made.pool_accounts.changed
