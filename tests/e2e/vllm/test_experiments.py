@@ -1,4 +1,4 @@
-"""The short form of the experiments: overload and soak on the real engine, scarcity on the simulator.
+"""The short form of the experiments: overload, soak and traces on the real engine, scarcity on the simulator.
 
 ``make experiments`` runs the full form with all baselines. On a busy machine the ratio of two short phases
 varies, but an engine without a proxy is worse by orders of magnitude.
@@ -7,11 +7,14 @@ varies, but an engine without a proxy is worse by orders of magnitude.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from experiments import soak
+from experiments import recorded, soak, traces
 from experiments.__main__ import main
+from loadgen.engine.model import Costs
+
+TRACES = Path(__file__).parents[2] / "support" / "traces"
 
 
 def test_overload_does_not_break_a_guarantee(tmp_path: Path) -> None:
@@ -42,3 +45,13 @@ def test_a_short_soak_reaches_its_goals(tmp_path: Path) -> None:
     assert abs(result.output_ratio - 1) < 0.05
     missed = [goal for goal, is_reached in soak.goals(replace(result, output_ratio=1.0)) if not is_reached]
     assert missed == []
+
+
+def test_an_excerpt_of_real_traces_is_priced(tmp_path: Path) -> None:
+    """The prompts are texts, which vLLM's tokenizer counts."""
+    like, sizes = tmp_path / "engine.json", traces.Sizes(1, 8, (0.5, 1.5), 8.0, 0.0)
+    like.write_text(json.dumps(asdict(Costs(0.004, 0.0003, 0.0001, 0.004))))
+    result, _ = traces.run(recorded.read(TRACES), "vllm", sizes, like, 1, tmp_path)
+    for name, tenant in result.tenants.items():
+        assert tenant.requests > 5, name
+        assert tenant.input_error <= traces.MOST_INPUT_ERROR, name
