@@ -18,7 +18,7 @@ from tokenpool.leases.wire import SidecarReport, encode_report
 from tokenpool.store.redis import RedisStore
 
 LIFETIME_S = 600.0
-HOLDERS = 20
+HOLDERS = 4
 """The most sidecars with requests of one entitlement."""
 AT_ONCE = 250
 """The most entitlements in one message."""

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-import types
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
-from functools import partial
 from typing import Any, TypeVar
 
 from runtime.exposition import Family, number
@@ -117,29 +115,39 @@ def _make_task(
     """The loop's task factory: the steps of a task count for the job in whose context it starts."""
     job = _JOB.get() if context is None else context.get(_JOB, None)
     if job is not None:
-        work = _in_steps(work, job)
+        return asyncio.Task(_Steps(work, job), loop=loop, context=context, **options)
     return asyncio.Task(work, loop=loop, context=context, **options)
 
 
-@types.coroutine
-def _in_steps(work: Coroutine[Any, Any, T] | Generator[Any, None, T], job: Job) -> Generator[Any, None, T]:
-    """Run a coroutine, and measure each step."""
-    go_on: Callable[[], Any] = partial(work.send, None)
-    step, clock = go_on, job.cpu_clock
-    while True:
-        began = clock()
+class _Steps(Coroutine[Any, Any, T]):
+    """A coroutine whose steps are measured. It passes everything on, also before its first step."""
+
+    __slots__ = ("_job", "_work")
+
+    def __init__(self, work: Coroutine[Any, Any, T] | Generator[Any, None, T], job: Job) -> None:
+        self._work = work
+        self._job = job
+
+    def send(self, value: Any) -> Any:
+        """Run the next step."""
+        began = self._job.cpu_clock()
         try:
-            waits_for = step()
-        except StopIteration as end:
-            result: T = end.value
-            return result
+            return self._work.send(value)
         finally:
-            job.observe(clock() - began)
+            self._job.observe(self._job.cpu_clock() - began)
+
+    def throw(self, *error: Any) -> Any:
+        """Run the next step with an error, such as a cancellation."""
+        began = self._job.cpu_clock()
         try:
-            yield waits_for
-            step = go_on
-        except GeneratorExit:
-            work.close()
-            raise
-        except BaseException as error:
-            step = partial(work.throw, error)
+            return self._work.throw(*error)
+        finally:
+            self._job.observe(self._job.cpu_clock() - began)
+
+    def close(self) -> None:
+        """End the work."""
+        self._work.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """A task runs it; nothing else awaits it."""
+        raise NotImplementedError

@@ -242,7 +242,7 @@ class Exchange(ResponseReceiver):
             self._client.write(head)
 
     def on_chunk(self, chunk: bytes, body: bytes) -> None:
-        """One read was one whole chunk: relayed as it came, if nothing else is to be done.
+        """One read was whole chunks: relayed as they came, if nothing else is to be done.
 
         In this state an event touches few objects, because each costs a cache miss.
         """

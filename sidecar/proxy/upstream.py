@@ -16,7 +16,7 @@ from typing import Final, Protocol, cast
 import httptools
 
 from sidecar.engine.address import EngineAddress
-from sidecar.proxy.head_cache import CachedHead, only_chunk
+from sidecar.proxy.head_cache import CachedHead, only_chunk, only_chunks
 from sidecar.proxy.heads import Headers, ResponseHead
 
 IDLE_S: Final = 4.0
@@ -47,7 +47,7 @@ class ResponseReceiver(Protocol):
         """
 
     def on_chunk(self, chunk: bytes, body: bytes) -> None:
-        """One read was one whole chunk with this content, and not the last."""
+        """One read was one whole chunk or several, none of them the last, with this content."""
 
     def on_lost(self, *, before_response: bool, was_reused: bool) -> None:
         """The connection ended, or broke the protocol, before the response was complete."""
@@ -182,6 +182,8 @@ class Connection(asyncio.Protocol):
                 return
         elif self._is_between_chunks:
             inside = only_chunk(data)
+            if inside is None:
+                inside = only_chunks(data)
             if inside is not None:
                 exchange.on_chunk(data, inside)
                 return

@@ -57,7 +57,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._reserved = reserved(settings.listen)
         self.listens_on = bound(self._reserved)
-        self.folder = _private_folder()
+        self.folder = private_folder()
         self._table = new_table(settings.workers)
         self._cells = mapped(self._table, settings.workers)
         self._bells = tuple(new_bell() for _ in range(settings.workers))
@@ -233,10 +233,13 @@ class Supervisor:
             os.close(descriptor)
 
 
-def _private_folder() -> Path:
-    """A new folder for sockets that only this user can use. Raises ``SettingsError``."""
+def private_folder(parents: Sequence[str | None] = FOLDERS) -> Path:
+    """A new folder for sockets that only this user can use, in the first usable parent.
+
+    Raises ``SettingsError``.
+    """
     problem = ""
-    for parent in FOLDERS:
+    for parent in parents:
         with contextlib.suppress(OSError):
             made = Path(tempfile.mkdtemp(prefix="tokenpool-", dir=parent))
             if len(os.fsencode(made)) <= LONGEST_PATH:

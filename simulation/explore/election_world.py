@@ -37,9 +37,6 @@ from tokenpool.store import StoreDown
 
 STEP_S = 0.5
 """One step of time: a tick of the coordinators, and the time limit of a call."""
-SETTINGS = Settings(
-    config=Path("pool.yaml"), store="redis://127.0.0.1", tick=STEP_S, leadership_timeout=3 * STEP_S
-)
 LIFETIME_S = 2 * STEP_S
 """An empty store is closed for this time."""
 MOST_STEPS = 20
@@ -72,6 +69,8 @@ class ElectionSetup:
     crashes: int = 0
     outages: int = 0
     """Losses of the store with its content."""
+    leadership_steps: int = 3
+    """The leadership timeout, in steps of time."""
     answers_wait: bool = False
     """Whether an answer may wait until its coordinator reads it. Otherwise it is read at once."""
     leader: type[PoolLeader] = PoolLeader
@@ -191,6 +190,12 @@ class ElectionWorld:
     def __init__(self, setup: ElectionSetup) -> None:
         self.setup = setup
         self._clock = VirtualTime()
+        self._settings = Settings(
+            config=Path("pool.yaml"),
+            store="redis://127.0.0.1",
+            tick=STEP_S,
+            leadership_timeout=setup.leadership_steps * STEP_S,
+        )
         self._calls: Any = Calls()
         self._files = [parse(_POOL.format(least=least), name="pool.yaml").file for least in (1, 2)]
         self._leaders = [self._new_leader(number) for number in (0, 1)]
@@ -205,7 +210,7 @@ class ElectionWorld:
     def _new_leader(self, number: int) -> PoolLeader:
         file: PoolFile = self._files[number]
         return self.setup.leader(
-            SETTINGS,
+            self._settings,
             self._calls,
             file,
             file.pools[0],

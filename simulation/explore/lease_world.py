@@ -82,6 +82,8 @@ class LeaseSetup:
     """Outages of the store, with or without its content afterwards."""
     keeps_content: bool = True
     """Whether a store may come back with its content."""
+    short_outages: bool = False
+    """Whether an outage ends before time passes."""
     loses_content: bool = True
     """Whether it may come back empty."""
     drifts: int = 0
@@ -248,7 +250,7 @@ class LeaseWorld:
             yield from self._events_of(state, slot)
         yield from self._events_of_net(state)
         yield from self._events_of_store(state)
-        if len(state.net) > budget[LATE]:
+        if len(state.net) > budget[LATE] or (state.is_down and setup.short_outages):
             return
         if not setup.ticks_at_once:
             paused = self._paused(state)

@@ -34,8 +34,13 @@ LARGE_LEASES = (
     LeaseSetup("two requests within the limit", requests=2),
     LeaseSetup("two requests before their report", requests=2, limit=8, headroom=8.0),
     LeaseSetup("one request, an outage of the store", requests=1, outages=1, loses_content=False),
-    LeaseSetup("one request, the store comes back empty", requests=1, outages=1, keeps_content=False),
-    LeaseSetup("two requests, the limit rises and falls", requests=2, limit=1, most_at_once=1, limits=(2, 1)),
+    LeaseSetup(
+        "one request, the store loses its content",
+        requests=1,
+        outages=1,
+        keeps_content=False,
+        short_outages=True,
+    ),
     LeaseSetup("one request, a crash and a loss", requests=1, crashes=1, losses=1),
 )
 LARGE_ELECTIONS = (
@@ -43,10 +48,9 @@ LARGE_ELECTIONS = (
     ElectionSetup("election, a call is late", late=1),
     ElectionSetup("election, a pause of one tick", pauses=1),
     ElectionSetup("election, a coordinator crashes", crashes=1),
+    ElectionSetup("election, a leader pauses until another leads", pauses=2, leadership_steps=2),
     ElectionSetup("election, a crash and a late call", crashes=1, late=1),
     ElectionSetup("election, a lost leader and a late call", losses=2, late=1),
-    ElectionSetup("election, a loss and a lost store", losses=1, outages=1),
-    ElectionSetup("election, a leader pauses until another leads", pauses=3, late=1),
 )
 Chosen = Sequence[tuple[str, LeaseWorld | ElectionWorld]]
 

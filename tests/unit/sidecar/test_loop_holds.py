@@ -152,3 +152,20 @@ async def test_another_task_factory_stays(cpu: Cpu) -> None:
 
     assert loop.get_task_factory() is factory
     assert sum(holds.jobs["cors"].steps.counts) == 0
+
+
+async def test_a_task_that_is_cancelled_before_its_first_step_leaves_nothing_behind(cpu: Cpu) -> None:
+    holds, began = LoopHolds(Clock(), cpu), list[str]()
+
+    async def work() -> None:
+        began.append("work")
+
+    with holds.job("sweep"):
+        coroutine = work()
+        task = asyncio.get_running_loop().create_task(coroutine)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert not began
+    assert coroutine.cr_frame is None  # it has ended, so nothing warns that it was never awaited

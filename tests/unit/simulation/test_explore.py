@@ -245,7 +245,7 @@ def test_a_defect_of_a_coordinator_ends_the_search() -> None:
 
 @pytest.mark.thorough
 def test_a_coordinator_that_serves_its_own_old_hint_is_found() -> None:
-    found = elections(ElectionSetup("", losses=3, leader=ReadsFewHints))
+    found = elections(ElectionSetup("", losses=2, leadership_steps=2, leader=ReadsFewHints))
     assert "serves another scale hint than the store has had" in found.problem
 
 
@@ -261,9 +261,8 @@ def test_a_sidecar_that_refuses_because_of_a_lost_message_is_found() -> None:
     assert found.problem == "a request was refused, and there is no shortage"
 
 
-@pytest.mark.thorough
 def test_a_store_without_fencing_is_found() -> None:
-    found = elections(ElectionSetup("", pauses=3, late=1, store=Unfenced))
+    found = elections(ElectionSetup("", pauses=2, leadership_steps=2, store=Unfenced))
     assert found.problem == "the store accepted publish of epoch 1 after epoch 2 was granted"
     assert found.trace[-1] == "x's call publish of epoch 1 arrives"
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httptools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.proxy.head_cache import CachedHead, only_chunk
+from sidecar.proxy.head_cache import CachedHead, only_chunk, only_chunks
 from tests.fakes.scripted_engine import FakeEngine
 from tests.support.harness import POOL, connected, is_whole, read_response, request, sidecar_for
 
@@ -85,10 +86,65 @@ def test_one_plain_chunk_is_taken(inside: bytes) -> None:
     assert only_chunk(b"%x\r\n%b\r\n" % (len(inside), inside)) == inside
 
 
+@given(st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=6))
+def test_several_plain_chunks_are_taken(insides: list[bytes]) -> None:
+    data = b"".join(b"%x\r\n%b\r\n" % (len(inside), inside) for inside in insides)
+    assert only_chunks(data) == b"".join(insides)
+    assert only_chunks(data[:-1]) is None
+    assert only_chunks(data + b"0\r\n\r\n") is None
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=4),
+    st.binary(max_size=4),
+    st.integers(0, 200),
+    st.integers(0, 4),
+)
+def test_chunks_are_taken_as_the_parser_takes_them(
+    insides: list[bytes], junk: bytes, at: int, cut: int
+) -> None:
+    """Damaged chunks are left to the parser, or still chunks: then the parser finds the same content."""
+    data = b"".join(b"%x\r\n%b\r\n" % (len(inside), inside) for inside in insides)
+    data = data[:at] + junk + data[at + cut :]
+    content = only_chunks(data)
+    if content is not None:
+        assert content == parsed(data)
+
+
+class Body:
+    """Collects what the parser finds."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.is_complete = False
+
+    def on_body(self, part: bytes) -> None:
+        self.parts.append(part)
+
+    def on_message_complete(self) -> None:
+        self.is_complete = True
+
+
+def parsed(chunks: bytes) -> bytes:
+    """The content of these chunks by the parser, which must be between two chunks after them."""
+    body = Body()
+    parser = httptools.HttpResponseParser(body)
+    parser.feed_data(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunks)
+    assert not body.is_complete
+    content = b"".join(body.parts)
+    parser.feed_data(b"0\r\n\r\n")
+    assert body.is_complete
+    return content
+
+
 @pytest.mark.parametrize(
     "data",
     [
         b"0\r\n\r\n",
+        b"1234567\r\nx\r\n",
+        b"1",
+        b"1\r",
+        b"1\r\n",
         b"5\r\nhello",
         b"5\r\nhello\r\n5\r\nhello\r\n",
         b"6\r\nhello\r\n",
@@ -103,6 +159,7 @@ def test_one_plain_chunk_is_taken(inside: bytes) -> None:
 )
 def test_any_other_chunk_is_left_to_the_parser(data: bytes) -> None:
     assert only_chunk(data) is None
+    assert only_chunks(data) is None or data.count(b"5\r\nhello\r\n") == 2
 
 
 async def test_a_head_that_is_known_is_forgotten_with_its_key(engine: FakeEngine, tmp_path: Path) -> None:

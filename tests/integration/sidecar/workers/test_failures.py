@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.options import SettingsError
+from sidecar.workers.supervisor import private_folder
 from tests.integration.sidecar.workers.pod import POOL, CountingEngine, running, until
 from toolbox.processes import Process, module
 
@@ -150,3 +152,18 @@ async def test_the_folder_of_sockets_is_removed(tmp_path: Path, monkeypatch: pyt
         pod.process.signal(signal.SIGTERM)
         assert await asyncio.to_thread(pod.process.wait, 10) == 0
         assert list(folder.iterdir()) == []
+
+
+def test_the_folder_of_sockets_is_in_the_first_usable_parent(tmp_path: Path) -> None:
+    long, short = tmp_path / ("x" * 100), Path("/dev/shm")
+    long.mkdir()
+    missing = str(tmp_path / "missing")
+
+    made = private_folder((missing, str(long), str(short)))
+
+    assert made.parent == short
+    assert made.stat().st_mode & 0o077 == 0
+    assert list(long.iterdir()) == []
+    made.rmdir()
+    with pytest.raises(SettingsError, match="set TMPDIR to a short one"):
+        private_folder((missing, str(long)))

@@ -20,7 +20,7 @@ from sidecar.dialects.bodies import Malformed, Parsed
 from sidecar.dialects.fields import with_priority
 from sidecar.dialects.stream_reader import FingerprintField, StreamReader
 from sidecar.dialects.usage_readers import BodyReader, Reader, ResponseReader
-from sidecar.proxy.head_cache import CachedHead, only_chunk
+from sidecar.proxy.head_cache import CachedHead, only_chunk, only_chunks
 from sidecar.proxy.heads import RequestFramer, RequestHead, ResponseHead
 from tests.fakes.scripted_engine import DONE, FINISH_EVENT, token_event, usage_event
 from tests.support.fuzzing import fuzz, mutated, pieces
@@ -703,6 +703,8 @@ def check_heads(example: Heads) -> None:
     check_answer_head(example)
     check_cached(sent, example.again)
     inside = only_chunk(example.chunk)
+    assert inside is None or inside == only_chunks(example.chunk)
+    inside = only_chunks(example.chunk)
     if inside is not None:
         (answer,), left = answers(
             b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + example.chunk + b"0\r\n\r\n"
