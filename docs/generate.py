@@ -44,6 +44,7 @@ from runtime import options
 from runtime.build import BuildInfo
 from runtime.exposition import Family
 from runtime.tls import Certificate
+from sidecar import loop_holds
 from sidecar import telemetry as sidecar_telemetry
 from sidecar.app import Sidecar
 from sidecar.dialects.anthropic import ANTHROPIC
@@ -325,7 +326,7 @@ def sidecar_metrics() -> list[Exposed]:
     made = _sidecar()
     with tempfile.TemporaryDirectory() as folder:
         certificate = Certificate(*certify(Path(folder), "docs"))
-    found = [*_of_families((*sidecar_telemetry.FAMILIES, *bounds.FAMILIES))]
+    found = [*_of_families((*sidecar_telemetry.FAMILIES, *bounds.FAMILIES, *loop_holds.FAMILIES))]
     for source in made.admin.sources:
         found += _of_metrics(source.metrics())
     found += _of_metrics(TlsServer(made.manager, certificate, made.settings).metrics())

@@ -30,6 +30,7 @@ _STEPS = Family(
 _LONGEST = Family(
     "tokenpool_loop_hold_max_seconds", "gauge", "The longest such step within the last 30 to 60 s.", ("job",)
 )
+FAMILIES = (_STEPS, _LONGEST)
 
 
 class Job:

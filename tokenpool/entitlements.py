@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -127,6 +127,10 @@ class Entitlement:
         """Whether it has none of ``enforce: false``, ``models`` and ``flex``, as most entitlements."""
         return self.enforce and not self.models and self.flex is None
 
+    def differs_in_keys_only(self, other: Entitlement) -> bool:
+        """Whether both are the same but for their keys. A published pool file has digests instead of keys."""
+        return all(getattr(self, name) == getattr(other, name) for name in _BESIDE_KEYS)
+
     def may_use(self, model: str | None) -> bool:
         """Whether a request for this model is in its scope. With a scope, a request must name its model."""
         return not self.models or model in self.models
@@ -136,6 +140,8 @@ class Entitlement:
         is_disjoint = self.models and other.models and not set(self.models) & set(other.models)
         return bool(is_disjoint) and self.pool == other.pool
 
+
+_BESIDE_KEYS = tuple(each.name for each in fields(Entitlement) if each.name != "api_keys")
 
 MOST_GROUP_LEVELS = 4
 """The most groups above one entitlement, such as organization, department, team and project."""

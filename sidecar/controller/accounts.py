@@ -51,7 +51,8 @@ class Accounts:
         self.removed: list[Account] = []
         """The accounts that the last pool file removed."""
         self._pricing = pool.pricing
-        self._prepared: _Prepared | None = None
+        self._prepared: list[_Prepared] = []
+        """The last prepared files. The sidecar's own and the published one may be prepared at once."""
         self.configure(file, pool, now)
 
     def prepare(self, file: PoolFile, pool: Pool, now: float) -> Iterator[None]:
@@ -65,12 +66,13 @@ class Accounts:
             self._gather(entitlements[first : first + PER_STEP], pool, now, prepared)
             yield
         prepared.removed = self._missing(prepared)
-        self._prepared = prepared
+        self._prepared = [*self._prepared[-1:], prepared]
 
     def configure(self, file: PoolFile, pool: Pool, now: float) -> None:
         """Put a pool file in force. Requests in flight settle on the account on which they began."""
-        prepared, self._prepared = self._prepared, None
-        if prepared is None or prepared.file is not file or prepared.epoch != self.epoch:
+        prepared = next((each for each in self._prepared if each.file is file), None)
+        self._prepared = []
+        if prepared is None or prepared.epoch != self.epoch:
             prepared = _Prepared(file, self.epoch)
             self._gather(file.entitlements_of(pool.name), pool, now, prepared)
             prepared.removed = self._missing(prepared)
@@ -112,6 +114,6 @@ class Accounts:
             if account is None:
                 account = Account(entitlement, pool.pricing, now)
                 prepared.new.append(account)
-            elif is_repriced or account.entitlement != entitlement:
+            elif is_repriced or not account.entitlement.differs_in_keys_only(entitlement):
                 prepared.changed.append((account, entitlement))
             prepared.accounts[name] = account

@@ -108,8 +108,33 @@ def test_a_changed_pool_file_comes_into_force_by_its_changes(texts: tuple[str, s
     assert all(account is before[name] for name, account in made.accounts.items())
 
 
+def test_two_files_are_prepared_at_the_same_time(texts: tuple[str, str]) -> None:
+    """The sidecar's own file and the published one change together. One must not undo the other's steps."""
+    made = controller(texts[0])
+    own, published = configuration(texts[1]), configuration(texts[1])
+    one, other = made.prepare(own), made.prepare(published)
+    for _ in zip(one, other, strict=True):
+        pass
+    (made_of_own,) = [each for each in made.pool_accounts._prepared if each.file is own.file]
+
+    made.configure(own)
+
+    assert made.accounts is made_of_own.accounts
+    assert len(made.pool_accounts.changed) == CHANGED
+
+
 def test_a_pool_file_is_taken_over_in_parts(texts: tuple[str, str]) -> None:
     made = configuration(texts[0])
     parts = list(reading._parts(made.file, {}))
     assert {len(part.entitlements) for part in parts} == {reading.PER_PART}
     assert len(parts) == COUNT // reading.PER_PART
+
+
+def test_digests_instead_of_keys_change_no_account(texts: tuple[str, str]) -> None:
+    """The published pool file is this sidecar's own one, with digests instead of keys."""
+    made = controller(texts[0])
+    published = configuration(texts[0].replace("api_keys: [key-", "api_keys: [other-key-"))
+
+    made.configure(published)
+
+    assert not made.pool_accounts.changed
