@@ -79,7 +79,7 @@ def parsed(text: str) -> Page:
     """The metrics of a page that this project has written. Lines that are none are left out."""
     page: Page = {}
     family: Family | None = None
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line.startswith("# "):
             _, what, name, rest, *_ = *line.split(" ", 3), "", ""
             if not name:

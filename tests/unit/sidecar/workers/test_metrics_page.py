@@ -97,6 +97,13 @@ def test_no_total_ever_falls(steps: list[tuple[int, int, bool]]) -> None:
             counts[worker] = 0.0
 
 
+def test_a_label_may_have_any_character_but_a_line_feed() -> None:
+    line = 'n_total{issuer="a\u2028b\x85c d"} 1.0\n'
+    page = f"# TYPE n_total counter\n{line}"
+
+    assert merged([parsed(page)]) == page
+
+
 def test_lines_that_are_no_metrics_are_left_out() -> None:
     assert parsed("stray 1\n# EOF\n\nn 1.0\n# TYPE n gauge\nn one\nn\n")["n"].series == {}
 
