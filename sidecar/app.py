@@ -371,8 +371,12 @@ class Sidecar:
 
     async def _state_row(self) -> None:
         while True:
-            self.driver.act()
-            self.controller.stored.follow()
+            try:
+                self.driver.act()
+                self.controller.stored.follow()
+            except Exception:
+                # A defect must not end the loop: without fresh rows, this worker would seem to have ended.
+                log.critical("this worker's row could not be stated", exc_info=True)
             await asyncio.sleep(STATE_ROW_EVERY_S)
 
     async def _until_ready(self) -> None:
