@@ -39,8 +39,13 @@ class Place(msgspec.Struct, frozen=True):
     """The addresses for tenants, with the port that the system chose."""
     living: int
     """The file descriptor of a pipe that ends with the supervisor."""
-    is_again: bool = False
-    """Whether it replaces a worker that has ended. Then it listens when it is ready."""
+    start: int = 0
+    """The number of this start of the worker, from zero."""
+
+    @property
+    def is_again(self) -> bool:
+        """Whether it replaces a worker that has ended. Then it listens when it is ready."""
+        return self.start > 0
 
 
 def _rows_bytes(workers: int) -> int:
@@ -111,7 +116,7 @@ class Worker:
     @property
     def holder(self) -> str:
         """The id of this process in the lease store."""
-        return holder_of(self._place.pod, self.index, os.getpid())
+        return holder_of(self._place.pod, self.index, self._place.start)
 
     @property
     def bell(self) -> int:
@@ -119,9 +124,12 @@ class Worker:
         return self.bells[self.index]
 
 
-def holder_of(pod: str, index: int, pid: int) -> str:
-    """The id of a worker's process in the lease store. Its supervisor returns its leases if it is killed."""
-    return f"{pod}/{index}-{pid}"
+def holder_of(pod: str, index: int, start: int) -> str:
+    """The id of a worker's process in the lease store. Its supervisor returns its leases if it is killed.
+
+    After that return, the store ignores the id. So each start has another one. Process ids may repeat.
+    """
+    return f"{pod}/{index}-{start}"
 
 
 def read(environment: Mapping[str, str]) -> Worker | None:

@@ -26,7 +26,7 @@ KILLED_AFTER_S = 10.0
 class WorkerProcess:
     """One worker.
 
-    ``ended`` is called with its number and the id of its process after each end, before it is started again.
+    ``ended`` is called with the numbers of the worker and of the start after each end, before the next start.
     """
 
     def __init__(self, place: Place, command: Sequence[str], ended: Callable[[int, int], None]) -> None:
@@ -77,7 +77,7 @@ class WorkerProcess:
                 "a worker has ended; its streams are lost, and it is started again",
                 extra={"worker": self.index, "status": status, "pause_s": pause},
             )
-            place = msgspec.structs.replace(place, is_again=True)
+            place = msgspec.structs.replace(place, start=place.start + 1)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._stopping.wait()
@@ -92,9 +92,9 @@ class WorkerProcess:
         )
         if self.is_stopping:
             self.signal(signal.SIGTERM)  # ``stop`` found no process
-        pid, status = self._process.pid, await self._process.wait()
+        status = await self._process.wait()
         self._process = None
-        self._ended(self.index, pid)
+        self._ended(self.index, place.start)
         return status
 
     def signal(self, number: int) -> None:

@@ -116,13 +116,13 @@ class Supervisor:
     def _kill(self, index: int) -> None:
         self._workers[index].signal(signal.SIGKILL)
 
-    def _ended(self, index: int, pid: int) -> None:
+    def _ended(self, index: int, start: int) -> None:
         """The process of a worker has ended: its connections to the engine are closed."""
         cleared(self._cells, index)
         self._pages.ended(index)
         for bell in self._bells:
             os.eventfd_write(bell, 1)  # its room is free
-        task = asyncio.get_running_loop().create_task(self._release(holder_of(self._pod, index, pid)))
+        task = asyncio.get_running_loop().create_task(self._release(holder_of(self._pod, index, start)))
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
 

@@ -15,7 +15,7 @@ AT_ONCE_S = 5.0
 SLEEPS = ("sleep", "60")
 
 
-def ignored(index: int, pid: int) -> None:
+def ignored(index: int, start: int) -> None:
     """Nobody needs to know the end."""
 
 
@@ -32,7 +32,7 @@ async def test_a_worker_that_is_starting_is_stopped_too() -> None:
 
 async def test_a_stop_does_not_wait_for_the_pause_before_a_start() -> None:
     ended = asyncio.Event()
-    worker = WorkerProcess(PLACE, ("false",), lambda index, pid: ended.set())
+    worker = WorkerProcess(PLACE, ("false",), lambda index, start: ended.set())
     for _ in range(8):
         worker.restarts.ended(0.0, 0.0)  # the next pause has 10 s
     running = asyncio.ensure_future(worker.run())
@@ -44,14 +44,14 @@ async def test_a_stop_does_not_wait_for_the_pause_before_a_start() -> None:
 
 
 async def test_a_worker_that_cannot_be_started_again_now_is_started_later(tmp_path: Path) -> None:
-    program, ends = tmp_path / "worker", 0
+    program = tmp_path / "worker"
+    starts: list[int] = []
     program.symlink_to("/bin/false")
     started_again = asyncio.Event()
 
-    def ended(index: int, pid: int) -> None:
-        nonlocal ends
-        ends += 1
-        if ends == 1:
+    def ended(index: int, start: int) -> None:
+        starts.append(start)
+        if len(starts) == 1:
             program.unlink()
         else:
             started_again.set()
@@ -64,5 +64,6 @@ async def test_a_worker_that_cannot_be_started_again_now_is_started_later(tmp_pa
     program.symlink_to("/bin/false")
 
     await asyncio.wait_for(started_again.wait(), AT_ONCE_S)
+    assert len(set(starts)) == len(starts)
     worker.stop()
     await asyncio.wait_for(running, AT_ONCE_S)

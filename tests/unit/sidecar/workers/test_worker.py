@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from runtime.options import Address, Addresses, SettingsError
@@ -12,6 +13,7 @@ from sidecar.memory_bounds import MOST_BUFFERED, MOST_CONNECTIONS, MemoryBounds,
 from sidecar.worker import (
     VARIABLE,
     Place,
+    Worker,
     encoded,
     keep_descriptors,
     mapped,
@@ -22,7 +24,11 @@ from sidecar.worker import (
     read,
     store_path,
 )
+from sidecar.workers.release import release
 from tests.support.harness import settings_of
+from tokenpool.leases.messages import LeaseRequest, Limit, Message
+from tokenpool.leases.reference_store import ReferenceLeaseStore
+from tokenpool.planning.idle import IdleTerms
 
 MIB = 1 << 20
 
@@ -47,7 +53,7 @@ def test_two_workers_share_one_table() -> None:
     one = read({VARIABLE: encoded(place)})
     assert one is not None
     assert one.listen == Addresses((Address("::", 8080), Address("127.0.0.1", 9)))
-    assert one.holder == f"host-1-ab/0-{os.getpid()}"
+    assert one.holder == "host-1-ab/0-0"
     assert one.holder.startswith(one.mates)
     assert one.bell == bells[0]
     assert not one.is_again
@@ -60,6 +66,26 @@ def test_two_workers_share_one_table() -> None:
     assert one.living(10.0) == 1
     for descriptor in (table, *bells):
         os.close(descriptor)
+
+
+def test_each_start_of_a_worker_is_another_holder_even_with_the_same_process_id() -> None:
+    """The release of the first one has the last message number, so its id is of no use any more."""
+    table = new_table(1)
+    first = Place(
+        index=0, workers=1, pod="p", folder="/none", table=table, bells=(), listen=(), living=0, start=0
+    )
+    one, again = (Worker(msgspec.structs.replace(first, start=start)) for start in (0, 1))
+    store = ReferenceLeaseStore(0.0, 1.5, is_first=True)
+    store.publish({"a": Limit(100, 1000, 4, depth=100)}, IdleTerms(), 1, 0.0)
+    wants = {"a": LeaseRequest(kv_wanted=100, concurrency_wanted=4, concurrency_in_use=4, tokens_wanted=10)}
+    assert store.exchange(Message(one.holder, 1, wants), 0.1).answer.leases["a"].concurrency == 4
+    store.exchange(release(one.holder), 0.2)
+
+    answer = store.exchange(Message(again.holder, 1, wants), 0.3).answer
+
+    assert answer.leases["a"].concurrency == 4
+    assert (one.is_again, again.is_again) == (False, True)
+    os.close(table)
 
 
 def test_each_worker_has_sockets_of_its_own() -> None:
