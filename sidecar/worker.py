@@ -16,6 +16,7 @@ import msgspec
 from runtime.options import Address, Addresses
 from sidecar.stored_rings import RING_BYTES, StoredRings
 from tokenpool.capacity.shared_room import STRIDE, SharedRoom
+from tokenpool.holders import mates_of, worker_id
 
 VARIABLE = "_TOKENPOOL_WORKER"
 """The variable of the environment by which a supervisor tells a worker its place."""
@@ -107,7 +108,7 @@ class Worker:
     @property
     def mates(self) -> str:
         """The beginning of the ids of all workers of this sidecar."""
-        return f"{self._place.pod}/"
+        return mates_of(self._place.pod)
 
     def living(self, now: float) -> int:
         """The number of workers that run, with this one."""
@@ -129,7 +130,7 @@ def holder_of(pod: str, index: int, start: int) -> str:
 
     After that return, the store ignores the id. So each start has another one. Process ids may repeat.
     """
-    return f"{pod}/{index}-{start}"
+    return worker_id(pod, index, start)
 
 
 def read(environment: Mapping[str, str]) -> Worker | None:

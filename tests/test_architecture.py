@@ -52,7 +52,7 @@ MAY_IMPORT = {
 
 LAYERS: dict[str, Layers] = {
     "tokenpool": [
-        frozenset({"amounts", "credentials", "entitlements", "outcomes", "yaml_nodes", "usage"}),
+        frozenset({"amounts", "credentials", "entitlements", "holders", "outcomes", "yaml_nodes", "usage"}),
         frozenset({"quotas"}),
         frozenset({"poolfile"}),
         frozenset({"pricing"}),

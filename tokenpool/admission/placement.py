@@ -28,6 +28,7 @@ from tokenpool.accounting.ticket import Place, SentAsk
 from tokenpool.admission.affinity import STATE_EVERY_S, Cached, Preference, PrefixCaches, beginnings
 from tokenpool.admission.pending import PendingRequest, Standing, WaitsFor
 from tokenpool.entitlements import Tier
+from tokenpool.holders import engine_of
 
 MOST_ASKED = 2
 """The most replicas that are asked for one request at a time."""
@@ -79,6 +80,7 @@ class _Peer:
         "address",
         "avoid_until",
         "cached",
+        "engine",
         "has_offered",
         "is_mate",
         "kv_tokens",
@@ -92,6 +94,8 @@ class _Peer:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.engine = engine_of(name)
+        """The replica: all workers of a sidecar have the same one."""
         self.is_mate = False
         """Whether it is another worker of this sidecar, at the same engine. It is only asked to end spot."""
         self.unanswered = 0
@@ -164,9 +168,9 @@ class Placement:
         self.caches = caches
         self._mates = mates
         self._has_others = has_others
-        self._mates_known = 0
-        """The known peers that are workers of this sidecar."""
         self._peers: dict[str, _Peer] = {}
+        self.replicas = 1
+        """The replicas that are known, with this one. All workers of a sidecar are one replica."""
         self._state = zlib.crc32(seed.encode()) | 1
         """The state of a small generator: other sidecars choose in another order."""
         self._number = 0
@@ -195,8 +199,7 @@ class Placement:
             del self._peers[name]
         while len(self._peers) > MOST_KNOWN:
             del self._peers[min(self._peers, key=lambda name: self._peers[name].named_at)]
-        if self._mates_known:
-            self._count_mates()
+        self._count()
 
     def learn_mates(self, named: Iterable[tuple[str, str]], now: float) -> None:
         """The other workers of this sidecar, with their addresses. They have no room of their own."""
@@ -206,10 +209,10 @@ class Placement:
                 peer = self._peers[name] = _Peer(name)
                 peer.is_mate = True
             peer.address, peer.named_at = address, now
-        self._count_mates()
+        self._count()
 
-    def _count_mates(self) -> None:
-        self._mates_known = sum(peer.is_mate for peer in self._peers.values())
+    def _count(self) -> None:
+        self.replicas = 1 + len({peer.engine for peer in self._peers.values() if not peer.is_mate})
 
     @property
     def known(self) -> list[KnownPeer]:
@@ -217,11 +220,6 @@ class Placement:
         return [
             KnownPeer(p.name, p.address, p.kv_tokens, p.sequences, p.cached) for p in self._peers.values()
         ]
-
-    @property
-    def replicas(self) -> int:
-        """The number of replicas that are known, with this one. Its other workers are a part of it."""
-        return len(self._peers) + 1 - self._mates_known
 
     def has_room(self, sequences: int, kv_tokens: int, now: float) -> bool:
         """Whether another replica had room for a request of this size, as last known."""

@@ -382,6 +382,22 @@ def test_the_workers_of_one_sidecar_are_no_replicas_for_each_other() -> None:
     assert [ask.peer for ask in asked] == ["other"]
 
 
+def test_all_workers_of_another_sidecar_are_one_replica() -> None:
+    made = Placement("pod/0-0", mates="pod/")
+    two = [peer(f"two-1-ab/{index}-0") for index in range(4)]
+
+    made.learn([*two, peer("three-1-ab/0-0"), peer("alone-1-ab")], 0.0)
+    assert made.replicas == 4
+    assert len(made.known) == 6  # each worker of it may be asked
+
+    made.learn([peer("two-1-ab/3-1")], FORGET_S)  # it was started again
+    assert made.replicas == 4
+    made.learn([peer("alone-1-ab")], 2 * FORGET_S)
+    assert made.replicas == 3
+    made.learn([], 4 * FORGET_S)
+    assert made.replicas == 1
+
+
 def test_without_handover_only_the_other_workers_are_known() -> None:
     made = Placement("me", has_others=False)
     made.learn([peer("other")], 0.0)

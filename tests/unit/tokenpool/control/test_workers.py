@@ -279,6 +279,20 @@ def test_other_replicas_are_asked_as_before() -> None:
     assert {ask.peer for ask in two.asked} <= {"x"}
 
 
+def test_the_expected_wait_counts_the_engine_of_another_sidecar_once() -> None:
+    """Two engines with two workers each free slots four times as often as one worker alone."""
+    pod = Pod(2)
+    one, two = pod.workers
+    named = [KnownPeer(f"x-1-ab/{index}-0", f"x:{index}", 0.0, 0.0) for index in range(2)]
+    for worker in pod.workers:
+        worker.control.peers_named(named, pod.now)
+        worker.control.ledger.residence.value = 4.5 * 5.0
+    assert isinstance(two.offer(tenant(), cost(sequences=SLOTS - 1)), Ticket)
+    assert isinstance(one.offer(tenant()), Ticket)
+
+    assert isinstance(one.offer(tenant("second")), Shed)
+
+
 def test_each_worker_states_its_part_of_the_free_room() -> None:
     pod = Pod(4)
     pod.workers[0].offer(tenant())
