@@ -74,6 +74,8 @@ class WorkerPages:
         """The time of the last answer of this process, on the monotonic clock."""
         self._processes = 0
         """The processes that have ended."""
+        self._reads = self._shown = 0
+        """The number of the last read of the metrics that has begun, and of the one with this page."""
 
     def ended(self) -> Page:
         """The process has ended. Returns its last page."""
@@ -107,9 +109,12 @@ class WorkerPages:
 
     async def read_metrics(self) -> Page:
         """The metrics now, or the last ones if the worker does not answer."""
+        self._reads += 1
+        number = self._reads
         found = await self.read("/metrics")
-        if found is not None and found[0] == 200:
-            self.page = parsed(found[1].decode())
+        # A later read may have its answer already: its counts are higher.
+        if found is not None and found[0] == 200 and number > self._shown:
+            self._shown, self.page = number, parsed(found[1].decode())
         return self.page
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ import aiohttp
 from aiohttp import web
 
 from sidecar.worker import pages_path
-from sidecar.workers.pages import Pages, Times
+from sidecar.workers.pages import Pages, Times, WorkerPages
 from tests.integration.sidecar.workers.pod import until
 
 HEAD = "# HELP n_total N.\n# TYPE n_total counter\nn_total "
@@ -35,9 +35,10 @@ class Played:
         if self.hangs:
             await asyncio.Event().wait()
         if request.path == "/metrics":
+            text = f"{HEAD}{self.count}\n"
             self.asked.set()
             await self.may_answer.wait()
-            return web.Response(text=f"{HEAD}{self.count}\n")
+            return web.Response(text=text)
         self.health_asked += request.path == "/healthz"
         if request.path == "/readyz":
             return web.json_response({"status": "", "problems": self.problems, "degraded": []})
@@ -111,6 +112,25 @@ async def test_the_counts_of_a_worker_that_ends_during_a_page_are_shown_once(tmp
         pages.ended(0)
         two.may_answer.set()
         assert await shown == 12
+
+
+async def test_an_older_answer_does_not_replace_a_newer_one(tmp_path: Path) -> None:
+    one, pages = Played(tmp_path, 0), WorkerPages(tmp_path, 0, 5.0)
+    async with one.serving():
+        one.count, one.may_answer = 5.0, asyncio.Event()
+        may_answer, older = one.may_answer, asyncio.ensure_future(pages.read_metrics())
+        await one.asked.wait()
+        one.count, one.may_answer = 6.0, asyncio.Event()
+        one.may_answer.set()
+        newer = await pages.read_metrics()
+        may_answer.set()
+
+        assert (await older, pages.page) == (newer, newer)
+        assert newer["n_total"].series == {"n_total": 6.0}
+        pages.ended()
+        one.count = 1.0
+        assert (await pages.read_metrics())["n_total"].series == {"n_total": 1.0}
+        await pages.close()
 
 
 async def test_a_sidecar_without_workers_that_answer_says_so(tmp_path: Path) -> None:
