@@ -2,7 +2,7 @@
 
 Each worker serves its pages on a socket of its own. The supervisor also reads the metrics of each at
 intervals, so that the counters of a worker that is killed are not lost. A worker that does not answer for
-``Times.hung_s`` is killed.
+``Times.hung_s`` is killed, and so is one that does not answer within ``Times.start_s`` of its start.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ class Times(NamedTuple):
     """The shortest time between two reads of a worker's metrics."""
     hung_s: float = 10.0
     """A worker that answered before, and does not for so long, is killed."""
+    start_s: float = 60.0
+    """A worker that has not answered for so long since its start is killed. To import the modules alone takes
+    0.5 s of CPU time, and all workers start at once. So 64 of them on one core take longer than ``hung_s``.
+    With that limit all would be killed again and again."""
 
 
 _TIMES = Times()
@@ -58,6 +62,10 @@ class WorkerSource(Protocol):
     @property
     def pid(self) -> int | None:
         """The id of the process; ``None`` while there is none."""
+
+    @property
+    def started_at(self) -> float:
+        """The time of the last start, on the monotonic clock."""
 
 
 class WorkerPages:
@@ -72,6 +80,8 @@ class WorkerPages:
         """The last metrics page of the process that runs now; empty before the first."""
         self.answered_at: float | None = None
         """The time of the last answer of this process, on the monotonic clock."""
+        self.is_killed = False
+        """Whether this process was killed because it did not answer."""
         self._processes = 0
         """The processes that have ended."""
         self._reads = self._shown = 0
@@ -80,7 +90,7 @@ class WorkerPages:
     def ended(self) -> Page:
         """The process has ended. Returns its last page."""
         self._processes += 1
-        last, self.page, self.answered_at = self.page, {}, None
+        last, self.page, self.answered_at, self.is_killed = self.page, {}, None, False
         return last
 
     def open(self) -> aiohttp.ClientSession:
@@ -197,16 +207,23 @@ class Pages:
             began = time.monotonic()
             await worker.read_metrics()
             now, heard = time.monotonic(), worker.answered_at
-            is_silent = heard is not None and now - heard > self._times.hung_s
             # A busy worker may be too slow for its long page, but not for this one.
-            if is_silent and await worker.read("/healthz") is None and worker.answered_at == heard:
+            if self._is_hung(worker) and await worker.read("/healthz") is None and self._is_hung(worker):
                 log.error("a worker does not answer, and is killed", extra={"worker": worker.index})
-                worker.answered_at = None
+                worker.answered_at, worker.is_killed = None, True
                 self._kill(worker.index)
             pause = self._times.read_every_s
             if heard is not None and heard >= began:
                 pause = max(pause, min((now - began) / READ_SHARE, LONGEST_PAUSE_S))
             await asyncio.sleep(pause)
+
+    def _is_hung(self, worker: WorkerPages) -> bool:
+        process, now = self._workers[worker.index], time.monotonic()
+        if process.pid is None or worker.is_killed:
+            return False
+        if worker.answered_at is None:
+            return now - process.started_at > self._times.start_s
+        return now - worker.answered_at > self._times.hung_s
 
     async def _all(self, path: str) -> dict[int, tuple[int, bytes]]:
         """A page of all workers that answer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,10 +29,12 @@ class Played:
         self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
         """Whether its metrics were asked for, and whether it answers."""
         self.may_answer.set()
-        self.health_asked = 0
-        self.pid = 1000 + index
+        self.requests = self.health_asked = 0
+        self.pid: int | None = 1000 + index
+        self.started_at = time.monotonic()
 
     async def _answer(self, request: web.Request) -> web.Response:
+        self.requests += 1
         if self.hangs:
             await asyncio.Event().wait()
         if request.path == "/metrics":
@@ -193,3 +196,56 @@ async def test_a_worker_that_hangs_is_killed_once(tmp_path: Path) -> None:
         async with session.get("/readyz") as page:
             assert (page.status, (await page.json())["degraded"]) == (200, ["worker 1 does not answer"])
         assert killed == [1]
+
+
+async def test_a_worker_that_never_answers_is_killed_once_for_each_start(tmp_path: Path) -> None:
+    one = Played(tmp_path, 0)
+    killed: list[float] = []
+    times = Times(0.05, 0.02, hung_s=600.0, start_s=0.2)
+    pages = Pages(tmp_path, [one], "chat", lambda _: 0, lambda _: killed.append(time.monotonic()), times)
+
+    async def passed(seconds: float) -> None:
+        began = time.monotonic()
+
+        async def is_later() -> bool:
+            return time.monotonic() - began > seconds
+
+        await until(is_later, "the time has passed")
+
+    async def is_killed() -> bool:
+        return bool(killed)
+
+    async with served(pages):
+        pages.start()
+        await until(is_killed, "it is killed")
+        assert killed[0] - one.started_at > times.start_s
+        await passed(0.2)
+        assert len(killed) == 1  # its process has not ended yet
+
+        pages.ended(0)
+        one.pid = None
+        await passed(0.2)
+        assert len(killed) == 1  # it is not started again yet
+
+        killed.clear()
+        one.pid, one.started_at = 2000, time.monotonic()
+        await until(is_killed, "it is killed again")
+        assert killed[0] - one.started_at > times.start_s
+
+
+async def test_a_worker_that_is_still_starting_is_not_killed(tmp_path: Path) -> None:
+    """A start may take longer than the pages of a worker that runs."""
+    one = Played(tmp_path, 0)
+    killed: list[int] = []
+    times = Times(0.05, 0.02, hung_s=0.1, start_s=600.0)
+    pages = Pages(tmp_path, [one], "chat", lambda _: 0, killed.append, times)
+    one.started_at -= 10.0
+    async with served(pages), one.serving():
+        one.hangs = True
+        pages.start()
+
+        async def has_been_asked() -> bool:
+            return one.requests >= 4
+
+        await until(has_been_asked, "it is asked several times")
+        assert not killed
