@@ -96,7 +96,7 @@ class Sizes:
     seconds: float = 40.0
     """The duration of each phase."""
     from_s: float = 1080.0
-    """The start within the traces: from there on the code trace is never silent for long."""
+    """The start within the traces. After it, the code trace has no long gap."""
 
     @property
     def duration(self) -> float:
