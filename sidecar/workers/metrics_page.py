@@ -109,7 +109,7 @@ class Totals:
         self._kept: Page = {}
 
     def add(self, last: Page) -> None:
-        """Keep the counts of a worker that has ended. ``last`` is its last page."""
+        """A worker has ended, whose last page this was."""
         _add([last], self._kept, totals_only=True)
 
     def merged(self, pages: Iterable[Page]) -> str:
