@@ -26,6 +26,7 @@ from sidecar.configuration import Configuration, load
 from sidecar.controller.access_log import AccessLog
 from sidecar.controller.controller import Controller, Policies
 from sidecar.controller.engine_priority import PriorityPolicy
+from sidecar.controller.stored_responses import StoredResponses
 from sidecar.engine.address import engine_address, followed
 from sidecar.engine.cors_watcher import CorsWatcher
 from sidecar.engine.metrics_relay import MetricsRelay
@@ -141,6 +142,7 @@ class Sidecar:
             access_log=AccessLog(is_on=settings.log_requests),
             random=random.Random(),
             quotas=self.quota_exchange.quotas,
+            stored=StoredResponses(worker.stored) if worker is not None else None,
         )
         self.usage = UsageRecords(
             settings, store, self.controller.settlement, telemetry.clock, configuration, self._workers
@@ -369,7 +371,12 @@ class Sidecar:
 
     async def _state_row(self) -> None:
         while True:
-            self.driver.act()
+            try:
+                self.driver.act()
+                self.controller.stored.follow()
+            except Exception:
+                # A defect must not end the loop: without fresh rows, this worker would seem to have ended.
+                log.critical("this worker's row could not be stated", exc_info=True)
             await asyncio.sleep(STATE_ROW_EVERY_S)
 
     async def _until_ready(self) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from runtime.options import Address, Addresses
+from sidecar.stored_rings import RING_BYTES, StoredRings
 from tokenpool.capacity.shared_room import STRIDE, SharedRoom
 
 VARIABLE = "_TOKENPOOL_WORKER"
@@ -43,14 +44,25 @@ class Place(msgspec.Struct, frozen=True):
     """Whether it replaces a worker that has ended. Then it listens when it is ready."""
 
 
+def _rows_bytes(workers: int) -> int:
+    """The part of the shared table with the rows of the engine's room, in whole pages."""
+    return -(-workers * STRIDE * CELL // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+
+
 def table_bytes(workers: int) -> int:
-    """The size of the shared table."""
-    return workers * STRIDE * CELL
+    """The size of the shared table: the rows, and a ring for each worker."""
+    return _rows_bytes(workers) + workers * RING_BYTES
 
 
 def mapped(table: int, workers: int) -> memoryview[float]:
-    """The cells of the shared table with this file descriptor."""
-    return memoryview(mmap.mmap(table, table_bytes(workers))).cast("d")
+    """The cells of the rows in the shared table with this file descriptor."""
+    return memoryview(mmap.mmap(table, workers * STRIDE * CELL)).cast("d")
+
+
+def mapped_rings(table: int, workers: int) -> list[memoryview]:
+    """The rings in the shared table with this file descriptor."""
+    rings = memoryview(mmap.mmap(table, workers * RING_BYTES, offset=_rows_bytes(workers)))
+    return [rings[start : start + RING_BYTES] for start in range(0, len(rings), RING_BYTES)]
 
 
 def store_path(folder: Path) -> Path:
@@ -78,6 +90,7 @@ class Worker:
         self.is_again = place.is_again
         self.folder = Path(place.folder)
         self.room = SharedRoom(mapped(place.table, place.workers), place.index, place.workers)
+        self.stored = StoredRings(mapped_rings(place.table, place.workers), place.index)
         self.notifiers = place.notifiers
         self.supervisor = place.living
         """The end of a pipe that ends with the supervisor."""

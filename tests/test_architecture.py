@@ -65,7 +65,7 @@ LAYERS: dict[str, Layers] = {
         frozenset({"store"}),
     ],
     "sidecar": [
-        frozenset({"settings", "lifecycle", "dialects", "histogram", "worker"}),
+        frozenset({"settings", "lifecycle", "dialects", "histogram", "stored_rings", "worker"}),
         frozenset(
             {
                 "identity",

@@ -84,8 +84,12 @@ class Controller:
         access_log: AccessLog | None = None,
         random: Random | None = None,
         quotas: Quotas | None = None,
+        stored: StoredResponses | None = None,
     ) -> None:
-        """``quotas`` leases portions of quotas. Without it, quotas are not enforced."""
+        """``quotas`` leases portions of quotas. Without it, quotas are not enforced.
+
+        ``stored`` has the owners of stored responses, which the workers of a sidecar share.
+        """
         self.driver = driver
         self.control = control = driver.control
         self.engine = engine
@@ -103,18 +107,19 @@ class Controller:
         self._telemetry = telemetry
         self._access_log = access_log or AccessLog(is_on=False)
         self._random = random
-        self._stored = StoredResponses()
+        self.stored = stored or StoredResponses()
+        """The owners of stored responses."""
         self.authenticator = Authenticator(
             self.pool_accounts,
             configuration.keys,
             configuration.administrators,
-            self._stored,
+            self.stored,
             policies.identity_header,
             exposes_engine=policies.exposes_engine,
         )
         self._priority = EnginePriority(policies.engine_priority, engine)
         self.limits = CredentialLimits()
-        self.settlement = Settlement(driver, engine, self._stored, telemetry, self._access_log, self.limits)
+        self.settlement = Settlement(driver, engine, self.stored, telemetry, self._access_log, self.limits)
         telemetry.follow(self.accounts, control.ledger, control.active, self.pool.name)
 
     @property
@@ -373,14 +378,14 @@ class Controller:
         if continued is None:
             return parsed
         for owner in names:
-            tokens = self._stored.tokens(continued, owner)
+            tokens = self.stored.tokens(continued, owner)
             if tokens is not None:
                 return parsed.changed(ask=parsed.ask.changed(token_ids=tokens))
         return refusals.unknown_response(continued, account)
 
     def _is_others(self, response: str, names: list[str]) -> bool:
         """Whether none of these entitlements owns a stored response that has an owner."""
-        return all(self._stored.belongs_to_another(response, name) for name in names)
+        return all(self.stored.belongs_to_another(response, name) for name in names)
 
     def _names_others(self, names: list[str], parsed: Parsed) -> bool:
         """Whether a request names a stored response of another caller."""

@@ -80,7 +80,7 @@ def parsed(text: str) -> Page:
     """The metrics of a page that this project has written. Lines of another form are left out."""
     page: Page = {}
     family: Family | None = None
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line.startswith("# "):
             _, what, name, rest, *_ = *line.split(" ", 3), "", ""
             if not name:
@@ -108,15 +108,23 @@ class Totals:
     def __init__(self) -> None:
         self._kept: Page = {}
 
+    @property
+    def page(self) -> Page:
+        """The counts so far. A later ``add`` does not change this page, so a thread may read it."""
+        return self._kept
+
     def add(self, last: Page) -> None:
         """A worker has ended, whose last page this was."""
-        _add([last], self._kept, totals_only=True)
-
-    def merged(self, pages: Iterable[Page]) -> str:
-        """One page of those of the workers that run, with the counts of those that have ended."""
         made: Page = {}
-        _add([*pages, self._kept], made)
-        return "".join(_lines(made.values()))
+        _add([self._kept, last], made, totals_only=True)
+        self._kept = made
+
+
+def merged(pages: Iterable[Page]) -> str:
+    """One page of those of the workers that run, and of ``Totals``."""
+    made: Page = {}
+    _add(pages, made)
+    return "".join(_lines(made.values()))
 
 
 def _add(pages: Iterable[Page], into: Page, *, totals_only: bool = False) -> None:

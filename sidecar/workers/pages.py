@@ -27,7 +27,7 @@ from runtime.exposition import CONTENT_TYPE, rendered
 from sidecar.admin import SNAPSHOT
 from sidecar.worker import pages_path
 from sidecar.workers import merging
-from sidecar.workers.metrics_page import Page, Totals, parsed
+from sidecar.workers.metrics_page import Page, Totals, merged, parsed
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,9 @@ class Pages:
             began = time.monotonic()
             await worker.read_metrics()
             now, heard = time.monotonic(), worker.answered_at
-            if heard is not None and now - heard > self._times.hung_s:
+            is_silent = heard is not None and now - heard > self._times.hung_s
+            # A busy worker may be too slow for its long page, but not for this one.
+            if is_silent and await worker.read("/healthz") is None and worker.answered_at == heard:
                 log.error("a worker does not answer, and is killed", extra={"worker": worker.index})
                 worker.answered_at = None
                 self._kill(worker.index)
@@ -213,9 +215,11 @@ class Pages:
         return web.json_response({"status": "ok"})
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        pages = await asyncio.gather(*(each.read_metrics() for each in self._pages))
+        await asyncio.gather(*(each.read_metrics() for each in self._pages))
         own = parsed(rendered(self._own_metrics(), {"pool": self._pool}))
-        text = await asyncio.to_thread(self._totals.merged, [*pages, own])
+        # Taken together, after all reads: the counts of a worker that has ended meanwhile are in the totals.
+        pages = [*(each.page for each in self._pages), own, self._totals.page]
+        text = await asyncio.to_thread(merged, pages)
         return web.Response(body=text.encode(), headers={"content-type": CONTENT_TYPE})
 
     def _own_metrics(self) -> Iterator[Metric]:

@@ -37,10 +37,15 @@ class WorkerProcess:
         self.restarts = Restarts()
         self.started_at = 0.0
         """Seconds on the monotonic clock."""
-        self.is_stopping = False
+        self._stopping = asyncio.Event()
         self.cannot_start = False
         """Whether the first process ended because its settings cannot be used."""
         self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether ``stop`` was called."""
+        return self._stopping.is_set()
 
     @property
     def pid(self) -> int | None:
@@ -48,19 +53,20 @@ class WorkerProcess:
         return self._process.pid if self._process is not None else None
 
     async def run(self) -> None:
-        """Run the worker until ``stop``, and start it again after each failure."""
+        """Run the worker until ``stop``, and start it again after each failure.
+
+        Raises ``OSError`` if the first process cannot be started.
+        """
         place = self._place
         while not self.is_stopping:
             self.started_at = time.monotonic()
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                env={**os.environ, VARIABLE: encoded(place)},
-                pass_fds=keep_descriptors(place),
-                start_new_session=True,  # a signal of the terminal goes to the supervisor alone
-            )
-            pid, status = self._process.pid, await self._process.wait()
-            self._process = None
-            self._ended(self.index, pid)
+            status: int | str
+            try:
+                status = await self._run_once(place)
+            except OSError as error:
+                if not place.is_again:
+                    raise
+                status = str(error)  # memory or processes may be short for a moment
             if self.is_stopping:
                 return
             if status == USAGE_ERROR and not place.is_again:
@@ -72,7 +78,24 @@ class WorkerProcess:
                 extra={"worker": self.index, "status": status, "pause_s": pause},
             )
             place = msgspec.structs.replace(place, is_again=True)
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._stopping.wait()
+
+    async def _run_once(self, place: Place) -> int:
+        """Start a process, and wait for its end. Returns its status. Raises ``OSError``."""
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            env={**os.environ, VARIABLE: encoded(place)},
+            pass_fds=keep_descriptors(place),
+            start_new_session=True,  # a signal of the terminal goes to the supervisor alone
+        )
+        if self.is_stopping:
+            self.signal(signal.SIGTERM)  # ``stop`` found no process
+        pid, status = self._process.pid, await self._process.wait()
+        self._process = None
+        self._ended(self.index, pid)
+        return status
 
     def signal(self, number: int) -> None:
         """Send a signal to the process, if there is one."""
@@ -82,5 +105,5 @@ class WorkerProcess:
 
     def stop(self) -> None:
         """Let the worker drain. It is not started again."""
-        self.is_stopping = True
+        self._stopping.set()
         self.signal(signal.SIGTERM)

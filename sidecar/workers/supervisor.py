@@ -129,7 +129,7 @@ class Supervisor:
     async def _release(self, holder: str) -> None:
         """Return the leases of a process that has ended. One that drained has returned them by itself."""
         with contextlib.suppress(StoreDown):  # then they expire
-            await self._store.exchange(release(holder, self._settings.workers))
+            await self._store.exchange(release(holder))
 
     # --- the pool file, for the planner (``configuration.Enforcer``) ---
 

@@ -125,16 +125,17 @@ class Preemption:
             return self._end(self._preemptible(), sequences, kv_tokens)
         return []
 
-    def surplus(self, ledger: Ledger, room: EngineRoom) -> list[Ticket]:
+    def surplus(self, ledger: Ledger, room: EngineRoom, others: float = 0.0) -> list[Ticket]:
         """The spot requests to end if the engine has fewer slots than assumed.
 
         Guaranteed requests may then wait in it. Only this sidecar's requests count, because the engine's page
-        shows ended requests for a while. No more are ended than may wait before a guaranteed request, and
-        only once per guaranteed request.
+        shows ended requests for a while. ``others`` are the sequences of its other
+        workers. No more are ended than may wait before a guaranteed request, and only once per guaranteed
+        request.
         """
         if not self.spot or not self.not_begun:
             return []
-        surplus = ledger.concurrency_in_use - room.slots
+        surplus = ledger.concurrency_in_use + others - room.slots
         surplus -= sum(ticket.cost.sequences for ticket in self.ending)
         if surplus <= PREEMPTIBLE_QUEUE:
             return []

@@ -111,8 +111,8 @@ class SharedRoom:
             if worker != self.index and now - self._cells[worker * STRIDE + _STATED_AT] < FRESH_S:
                 yield worker
 
-    def _load_of_others(self) -> tuple[float, float]:
-        """The load of the other workers."""
+    def load_of_others(self) -> tuple[float, float]:
+        """Sequences and KV tokens that the other workers have put on the engine, without surplus."""
         cells, own = self._cells, self.index * STRIDE
         sequences = kv_tokens = 0.0
         for at in range(0, self.workers * STRIDE, STRIDE):
@@ -126,7 +126,7 @@ class SharedRoom:
 
         ``room`` is the engine's, in which only the load of other clients is foreign.
         """
-        sequences, kv_tokens = self._load_of_others()
+        sequences, kv_tokens = self.load_of_others()
         claimed, claimed_kv = self._claimed(room, sequences, kv_tokens, now)
         return EngineRoom(
             room.slots,
@@ -187,7 +187,7 @@ class SharedRoom:
         waiting = self._waiting(now)
         if not waiting or room.is_down:
             return None
-        sequences, kv_tokens = self._load_of_others()
+        sequences, kv_tokens = self.load_of_others()
         at = self.index * STRIDE
         free = room.slots - room.reserved_slots - room.foreign_sequences - sequences
         free -= self._cells[at + _SEQUENCES]

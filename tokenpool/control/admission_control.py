@@ -964,7 +964,8 @@ class AdmissionControl:
     def engine_changed(self, room: EngineRoom, now: float) -> None:
         """Use the room of a new observation of the engine."""
         self.use_room(room)
-        self._effects.end(self.preemption.surplus(self.ledger, room))
+        others = self.mates.load_of_others()[0] if self.mates is not None else 0.0
+        self._effects.end(self.preemption.surplus(self.ledger, room, others))
         self.serve(now)
 
     # --- other workers of this sidecar ---

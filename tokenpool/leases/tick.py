@@ -72,12 +72,17 @@ class Tick:
     @property
     def engines(self) -> int:
         """The number of engines. Each worker of a sidecar is a part of one."""
-        return round(sum(1 / max(report.workers, 1) for report in self.sidecars.values()))
+        return _whole(sum(1 / max(report.workers, 1) for report in self.sidecars.values()))
 
     @property
     def engines_up(self) -> int:
         """The number of engines that answer."""
-        return round(sum(report.engine_up / max(report.workers, 1) for report in self.sidecars.values()))
+        return _whole(sum(report.engine_up / max(report.workers, 1) for report in self.sidecars.values()))
+
+
+def _whole(engines: float) -> int:
+    """The nearest number of engines. One of two workers is an engine: the other one has just ended."""
+    return math.floor(engines + 0.5)
 
 
 def tick(

@@ -47,6 +47,7 @@ class CountingEngine:
         self.running: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
         """The most requests of each user that ran at once."""
+        self._responses = 0
         self._runner: web.AppRunner
 
     def begin(self) -> None:
@@ -74,6 +75,14 @@ class CountingEngine:
             self.running[user] -= 1
             self.running["all"] -= 1
 
+    async def _respond(self, request: web.Request) -> web.Response:
+        """Make a response, which can be retrieved by its id."""
+        self._responses += 1
+        usage = {"input_tokens": 2, "output_tokens": 3, "total_tokens": 5}
+        return web.json_response(
+            {"id": f"resp_{self._responses}", "object": "response", "status": "completed", "usage": usage}
+        )
+
     async def _page(self, request: web.Request) -> web.Response:
         if request.path == "/metrics":
             return web.Response(text=metrics("tiny", self.running["all"]))
@@ -81,7 +90,13 @@ class CountingEngine:
 
     async def __aenter__(self) -> CountingEngine:
         application = web.Application()
-        application.add_routes([web.post("/v1/completions", self._complete), web.get("/{_:.*}", self._page)])
+        application.add_routes(
+            [
+                web.post("/v1/completions", self._complete),
+                web.post("/v1/responses", self._respond),
+                web.get("/{_:.*}", self._page),
+            ]
+        )
         self._runner = web.AppRunner(application, handler_cancellation=True, access_log=None)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
@@ -157,6 +172,20 @@ class Pod:
                 return response.status, text.endswith(b"[DONE]\n\n")
         except (aiohttp.ClientError, ConnectionError):
             return 0, False
+
+    async def respond(self, user: str) -> str:
+        """The id of a response over a connection of its own."""
+        headers = {"authorization": f"Bearer {user}-key", "connection": "close"}
+        body = {"model": "tiny", "input": "hi", "max_output_tokens": 5}
+        async with self._session.post(f"{self.url}/v1/responses", json=body, headers=headers) as response:
+            made: str = (await response.json())["id"]
+            return made
+
+    async def retrieve(self, user: str, response_id: str) -> int:
+        """The status of the request for a response, over a connection of its own."""
+        headers = {"authorization": f"Bearer {user}-key", "connection": "close"}
+        async with self._session.get(f"{self.url}/v1/responses/{response_id}", headers=headers) as response:
+            return response.status
 
     async def keep_asking(self, user: str, until: float, tokens: int = 5) -> Counter[int]:
         """Requests one after the other until this time: their number by status. 0: broken."""

@@ -25,13 +25,20 @@ class Played:
         self.count = 0.0
         self.problems: list[str] = []
         self.hangs = False
+        self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
+        """Whether its metrics were asked for, and whether it answers."""
+        self.may_answer.set()
+        self.health_asked = 0
         self.pid = 1000 + index
 
     async def _answer(self, request: web.Request) -> web.Response:
         if self.hangs:
             await asyncio.Event().wait()
         if request.path == "/metrics":
+            self.asked.set()
+            await self.may_answer.wait()
             return web.Response(text=f"{HEAD}{self.count}\n")
+        self.health_asked += request.path == "/healthz"
         if request.path == "/readyz":
             return web.json_response({"status": "", "problems": self.problems, "degraded": []})
         return web.json_response({"error": "no"}, status=404)
@@ -88,6 +95,24 @@ async def test_the_counts_of_a_worker_outlive_it(tmp_path: Path) -> None:
             assert await total(session) == 14
 
 
+async def test_the_counts_of_a_worker_that_ends_during_a_page_are_shown_once(tmp_path: Path) -> None:
+    one, two = Played(tmp_path, 0), Played(tmp_path, 1)
+    pages = Pages(tmp_path, [one, two], "chat", lambda _: 0, lambda _: None)
+    async with served(pages) as session, one.serving(), two.serving():
+        one.count, two.count = 5.0, 7.0
+        assert await total(session) == 12
+        one.asked.clear()
+        two.asked.clear()
+        two.may_answer.clear()
+        shown = asyncio.ensure_future(total(session))
+        await two.asked.wait()
+        await one.asked.wait()
+        await asyncio.sleep(0.05)  # its answer is read
+        pages.ended(0)
+        two.may_answer.set()
+        assert await shown == 12
+
+
 async def test_a_sidecar_without_workers_that_answer_says_so(tmp_path: Path) -> None:
     one = Played(tmp_path, 0)
     pages = Pages(tmp_path, [one], "chat", lambda _: 0, lambda _: None)
@@ -105,6 +130,27 @@ async def test_a_sidecar_without_workers_that_answer_says_so(tmp_path: Path) -> 
             assert (page.status, await page.json()) == (404, {"error": "no"})
         async with one.serving(), session.get("/engine/metrics") as page:
             assert page.status == 404
+
+
+async def test_a_worker_whose_metrics_take_too_long_is_not_killed(tmp_path: Path) -> None:
+    one = Played(tmp_path, 0)
+    killed: list[int] = []
+    pages = Pages(tmp_path, [one], "chat", lambda _: 0, killed.append, Times(0.05, 0.02, 0.2))
+    async with served(pages), one.serving():
+        pages.start()
+
+        async def answers() -> bool:
+            return pages.answers(0)
+
+        await until(answers, "it answers")
+        one.may_answer.clear()
+
+        async def is_asked() -> bool:
+            return one.health_asked >= 2 or bool(killed)
+
+        await until(is_asked, "its health is asked for")
+        assert not killed
+        one.may_answer.set()
 
 
 async def test_a_worker_that_hangs_is_killed_once(tmp_path: Path) -> None:

@@ -56,6 +56,14 @@ async def test_both_workers_get_connections_and_share_the_engines_room(tmp_path:
         assert all(each["handover"]["running_elsewhere"] == 0 for each in state["workers"])
 
 
+async def test_a_stored_response_is_its_owners_at_each_worker(tmp_path: Path) -> None:
+    async with running(tmp_path, 2) as (pod, _):
+        made = [await pod.respond("e") for _ in range(4)]
+
+        assert {await pod.retrieve("e", each) for each in made for _ in range(4)} == {200}
+        assert {await pod.retrieve("c", each) for each in made for _ in range(4)} == {404}
+
+
 async def test_a_guarantee_ends_spot_of_any_worker(tmp_path: Path) -> None:
     async with running(tmp_path, 2) as (pod, engine):
         spot = [asyncio.ensure_future(pod.complete("s", SPOT_TOKENS)) for _ in range(8)]

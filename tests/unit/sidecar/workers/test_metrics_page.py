@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.workers.metrics_page import ADDED, LEAST, Totals, parsed
+from sidecar.workers.metrics_page import ADDED, LEAST, Totals, merged, parsed
 
 ONE = """\
 # HELP tokenpool_requests_total Requests by outcome: the ending.
@@ -44,11 +44,11 @@ def values(text: str) -> dict[str, float]:
 
 
 def test_one_page_is_shown_as_it_is() -> None:
-    assert Totals().merged([parsed(ONE)]) == ONE
+    assert merged([parsed(ONE)]) == ONE
 
 
 def test_counts_add_up_and_gauges_follow_their_meaning() -> None:
-    made = values(Totals().merged([parsed(ONE), parsed(OTHER)]))
+    made = values(merged([parsed(ONE), parsed(OTHER)]))
 
     assert made['tokenpool_requests_total{entitlement="a b",outcome="finished"}'] == 7
     assert made['tokenpool_requests_total{entitlement="d",outcome="finished"}'] == 1
@@ -63,11 +63,22 @@ def test_the_counts_of_an_ended_worker_stay_and_its_gauges_do_not() -> None:
     totals = Totals()
     totals.add(parsed(ONE))
 
-    made = values(totals.merged([parsed(OTHER)]))
+    made = values(merged([parsed(OTHER), totals.page]))
 
     assert made['tokenpool_requests_total{entitlement="a b",outcome="finished"}'] == 7
     assert made["tokenpool_connections"] == 1
-    assert values(Totals().merged([])) == {}
+    assert values(merged([])) == {}
+
+
+def test_a_page_of_totals_does_not_change_while_a_thread_reads_it() -> None:
+    totals = Totals()
+    totals.add(parsed(ONE))
+    before = totals.page
+    text = merged([before])
+
+    totals.add(parsed(OTHER))
+
+    assert merged([before]) == text
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.booleans()), max_size=30))
@@ -78,12 +89,19 @@ def test_no_total_ever_falls(steps: list[tuple[int, int, bool]]) -> None:
     for worker, more, ends in steps:
         counts[worker] += more
         pages = [parsed(f"{head}n_total {count}\n") for count in counts]
-        now = values(totals.merged(pages))["n_total"]
+        now = values(merged([*pages, totals.page]))["n_total"]
         assert now >= shown
         shown = now
         if ends:
             totals.add(pages[worker])
             counts[worker] = 0.0
+
+
+def test_a_label_may_have_any_character_but_a_line_feed() -> None:
+    line = 'n_total{issuer="a\u2028b\x85c d"} 1.0\n'
+    page = f"# TYPE n_total counter\n{line}"
+
+    assert merged([parsed(page)]) == page
 
 
 def test_lines_that_are_no_metrics_are_left_out() -> None:

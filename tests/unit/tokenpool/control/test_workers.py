@@ -246,6 +246,26 @@ def test_only_a_guaranteed_request_asks_other_workers_to_end_spot() -> None:
     ]
 
 
+def test_spot_ends_if_the_engine_has_fewer_slots_than_all_workers_use() -> None:
+    pod = Pod(2, slots=8)
+    one, two = pod.workers
+    spot = tenant("spot", Tier.SPOT)
+    for _ in range(3):
+        running = one.offer(spot)
+        assert isinstance(running, Ticket)
+        one.control.first_token(running, 0.1)
+    for _ in range(4):
+        assert isinstance(two.offer(tenant()), Ticket)
+    assert isinstance(one.offer(owner()), Ticket)  # the engine has not begun with it
+    few = EngineRoom(5.0, 1e6, proven_slots=5.0)
+
+    for worker in pod.workers:
+        worker.control.engine_changed(few, pod.now)
+
+    assert [each.account.name for each in one.control.take_effects().to_end] == ["spot"]
+    assert not two.control.take_effects().to_end
+
+
 def test_other_replicas_are_asked_as_before() -> None:
     pod = Pod(2)
     one, two = pod.workers
