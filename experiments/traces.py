@@ -10,9 +10,9 @@ Two measurements:
 
 - *whole traces*: the shipped ``Pricer`` prices each request of the whole traces, without processes. The
   number of requests makes the coverage exact to half a point.
-- *live*: Redis, a coordinator, sidecars with default options, and engines: the simulator with the costs of a
-  real vLLM (``--like``; without it a vLLM is measured first), or vLLM itself. A collector of traces receives
-  the estimate and the usage of each request from the sidecars.
+- *live*: Redis, a coordinator, sidecars with default options, and engines. An engine is vLLM, or the
+  simulator with the costs of a real vLLM (``--like``; without it a vLLM is measured first). A collector of
+  traces receives the estimate and the usage of each request from the sidecars.
 
     python -m experiments traces --traces FOLDER --engine simulator
 """
@@ -96,7 +96,7 @@ class Sizes:
     seconds: float = 40.0
     """The duration of each phase."""
     from_s: float = 1080.0
-    """The start within the traces: from there on the code trace is never silent for long."""
+    """The start within the traces. After it, the code trace has no long gap."""
 
     @property
     def duration(self) -> float:

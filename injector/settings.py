@@ -245,7 +245,7 @@ class Template:
         read=_automatic,
     )
     workers: int = option(
-        "processes of the sidecar, for engines that stream more than 30,000 tokens/s; its CPU and memory are"
+        "processes of the sidecar, for engines that stream more than 30,000 events/s; its CPU and memory are"
         " multiplied by them",
         default=1,
         read=_workers,

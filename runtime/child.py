@@ -28,8 +28,8 @@ NICE = 5
 """The priority of a child: below that of the processes that serve requests."""
 LONGEST_S = 60.0
 SMALL_FILE = 16 * 1024
-"""A pool file of at most so many bytes is read in a thread: 15 ms, in turns of 5. A child takes 0.3 s of
-CPU to start; six of them on a busy machine of two cores put a changed file in force after 4.8 s."""
+"""A pool file of at most this number of bytes is read in a thread: 15 ms, in turns of 5. A child takes 0.3 s
+of CPU to start. Six of them on a busy machine of two cores put a changed file in force after 4.8 s."""
 _LENGTH = 4
 """Bytes of a frame's length, which precedes the frame."""
 
@@ -51,7 +51,7 @@ async def frames(
 ) -> AsyncIterator[bytes]:
     """The frames of a child's answer to a request. Raises ``ChildFailed``.
 
-    A thread starts the child and takes its answer: uvloop's own start of a process copies this process, which
+    A thread starts the child and takes its answer. uvloop's own start of a process copies this process. That
     held the event loop for 4 ms of CPU time and 9 ms in all. ``subprocess`` shares the memory until the child
     runs, and holds the interpreter lock for 0.2 to 0.7 ms.
     """

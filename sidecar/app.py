@@ -359,14 +359,14 @@ class Sidecar:
         return str(addresses)
 
     def _share_room(self, worker: Worker) -> None:
-        """Answer the bell of this worker, and keep its row in the table fresh."""
+        """Serve when another worker notifies this one, and keep its row in the table fresh."""
         self._spawn("worker_state", self._state_row())
-        asyncio.get_running_loop().add_reader(worker.bell, self._rung, worker.bell)
+        asyncio.get_running_loop().add_reader(worker.notifier, self._notified, worker.notifier)
 
-    def _rung(self, bell: int) -> None:
+    def _notified(self, notifier: int) -> None:
         """Another worker has left room for a request that waits here."""
         with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(bell)
+            os.eventfd_read(notifier)
         self.driver.serve()
 
     async def _state_row(self) -> None:
@@ -470,7 +470,7 @@ class Sidecar:
         if self.handover is not None:
             await self.handover.stop()
         if self._worker is not None:
-            asyncio.get_running_loop().remove_reader(self._worker.bell)
+            asyncio.get_running_loop().remove_reader(self._worker.notifier)
         await self._pages.stop()
         await self._engine_metrics.close()
         self._upstream.close()

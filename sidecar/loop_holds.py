@@ -1,8 +1,8 @@
 """How long each periodic job holds the event loop at once. A request that arrives meanwhile waits as long.
 
-A job is a name for tasks. A step of a task runs from one suspension to the
-next, and nothing else runs during it. Each step is measured in CPU time of the thread. The time for which the
-machine runs other processes is no property of a job; ``runtime.loopdelay`` shows it.
+A job is a name for tasks. A step of a task runs from one suspension to the next, and nothing else runs during
+it. Each step is measured in CPU time of the thread, so the time of other processes does not count.
+``runtime.loopdelay`` shows that time.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class LoopPorts:
         self._reporter = reporter
         self.peers: PeerLinks | None = None
         """The connections to other sidecars; ``None`` without handover."""
-        self.bells: Sequence[int] = ()
+        self.notifiers: Sequence[int] = ()
         """A file descriptor (``eventfd``) for each worker of this sidecar; none without other workers."""
         self.results: asyncio.Queue[Result] = asyncio.Queue()
         """The answers, and the messages that failed, in the order of their arrival."""
@@ -115,10 +115,10 @@ class LoopPorts:
 
     # --- other workers of this sidecar ---
 
-    def ring(self, worker: int) -> None:
-        """See ``Ports``. A bell that was rung 2**64 times without an answer is full: it rings already."""
+    def notify_worker(self, worker: int) -> None:
+        """See ``Ports``. The counter of a notifier may be full: then its worker is notified already."""
         with contextlib.suppress(BlockingIOError):
-            os.eventfd_write(self.bells[worker], 1)
+            os.eventfd_write(self.notifiers[worker], 1)
 
     # --- the lease store ---
 

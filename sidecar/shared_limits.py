@@ -74,7 +74,7 @@ class SharedLimits:
             self.placement = Placement(holder, caches, mates=mates, has_others=self._hands_over)
             self.ports.peers = PeerLinks(telemetry.clock)
         if worker is not None:
-            self.ports.bells = worker.bells
+            self.ports.notifiers = worker.notifiers
         self.prices = PriceSharing(holder, store, telemetry)
         self.issued = IssuedKeys(store)
 

@@ -1,7 +1,8 @@
 """One worker of a sidecar: its number, and what its supervisor gave it. See ``sidecar/workers``.
 
-The supervisor opens a table in memory, and a bell for each worker. All workers inherit them, so one that is
-started again finds the same ones. All sockets between these processes are in one private folder.
+The supervisor opens a table in memory, and a notifier (``eventfd``) for each worker. All workers inherit
+them, so one that is started again finds the same ones. All sockets between these processes are in one private
+folder.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from tokenpool.capacity.shared_room import STRIDE, SharedRoom
 from tokenpool.holders import mates_of, worker_id
 
 VARIABLE = "_TOKENPOOL_WORKER"
-"""The variable of the environment by which a supervisor tells a worker its place."""
+"""The environment variable in which a supervisor gives a worker its ``Place``."""
 CELL = 8
 
 
 class Place(msgspec.Struct, frozen=True):
-    """What a supervisor tells a worker."""
+    """The values that a supervisor gives to a worker."""
 
     index: int
     workers: int
@@ -34,8 +35,8 @@ class Place(msgspec.Struct, frozen=True):
     """The folder of the sockets between these processes."""
     table: int
     """The file descriptor of the shared table."""
-    bells: tuple[int, ...]
-    """The file descriptor of each worker's bell."""
+    notifiers: tuple[int, ...]
+    """The file descriptor of each worker's notifier."""
     listen: tuple[tuple[str, int], ...]
     """The addresses for tenants, with the port that the system chose."""
     living: int
@@ -96,7 +97,7 @@ class Worker:
         self.folder = Path(place.folder)
         self.room = SharedRoom(mapped(place.table, place.workers), place.index, place.workers)
         self.stored = StoredRings(mapped_rings(place.table, place.workers), place.index)
-        self.bells = place.bells
+        self.notifiers = place.notifiers
         self.supervisor = place.living
         """The end of a pipe that ends with the supervisor."""
 
@@ -120,9 +121,9 @@ class Worker:
         return holder_of(self._place.pod, self.index, self._place.start)
 
     @property
-    def bell(self) -> int:
-        """The bell of this worker, which the others ring."""
-        return self.bells[self.index]
+    def notifier(self) -> int:
+        """The notifier to which the other workers write."""
+        return self.notifiers[self.index]
 
 
 def holder_of(pod: str, index: int, start: int) -> str:
@@ -146,16 +147,16 @@ def encoded(place: Place) -> str:
 
 def keep_descriptors(place: Place) -> tuple[int, ...]:
     """The file descriptors that a worker inherits."""
-    return (place.table, place.living, *place.bells)
+    return (place.table, place.living, *place.notifiers)
 
 
 def new_table(workers: int) -> int:
-    """A new table for so many workers: its file descriptor."""
+    """A new table for this number of workers: its file descriptor."""
     table = os.memfd_create("tokenpool-workers")
     os.ftruncate(table, table_bytes(workers))
     return table
 
 
-def new_bell() -> int:
-    """A new bell: its file descriptor."""
+def new_notifier() -> int:
+    """A new notifier: its file descriptor."""
     return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

@@ -216,7 +216,7 @@ class _Sidecar:
         """See ``Ports``."""
         raise AssertionError("leases are not simulated here")
 
-    def ring(self, worker: int) -> None:
+    def notify_worker(self, worker: int) -> None:
         """See ``Ports``. A simulated sidecar is one process."""
 
     def send_quotas(self, message: QuotaMessage) -> None:

@@ -458,7 +458,7 @@ class Sidecar:
         self._world.carry(self, sent, lambda answer: self.when_awake(lambda: self._answered(message, answer)))
         self.later(TIMEOUT_S, lambda: self._missed(message))
 
-    def ring(self, worker: int) -> None:
+    def notify_worker(self, worker: int) -> None:
         """See ``Ports``. A simulated sidecar is one process."""
 
     def send_quotas(self, message: QuotaMessage) -> None:

@@ -128,7 +128,7 @@ class Entitlement:
         return self.enforce and not self.models and self.flex is None
 
     def differs_in_keys_only(self, other: Entitlement) -> bool:
-        """Whether both are the same but for their keys. A published pool file has digests instead of keys."""
+        """Whether both are equal except for their keys. A published pool file has digests instead of keys."""
         return all(getattr(self, name) == getattr(other, name) for name in _BESIDE_KEYS)
 
     def may_use(self, model: str | None) -> bool:

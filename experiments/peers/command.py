@@ -1,8 +1,8 @@
 """Peers side by side, on one engine and under the same loads.
 
-Each system serves the same tenants with one configuration: no proxy, the engine's own priority and queue
-limit, LiteLLM, Envoy, two routers in Rust, and tokenpool with default options. Results of several calls add
-up in the folder of ``--out``. The load goes to loopback only.
+Each system serves the same tenants with one configuration. The systems are no proxy, the engine's own
+priority and queue limit, LiteLLM, Envoy, two routers in Rust, and tokenpool with default options. Results
+of several calls add up in the folder of ``--out``. The load goes to loopback only.
 
     python -m experiments peers --install
     python -m experiments peers

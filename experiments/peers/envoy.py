@@ -17,7 +17,8 @@ from toolbox.processes import Process
 LONGEST = max(output for _, output in FAIR_SIZES.values())
 """Output tokens of the longest usual request. Envoy takes its time alone as the minimal latency.
 
-With that of a short one, the filter took long requests for a slow engine: 20 % of the slots were in use.
+With the time of a short request, the filter treated long requests as a slow engine: 20 % of the slots were in
+use.
 """
 BURST_S = 1
 """Seconds of its rate that a key may send at once through Envoy. With more, the burst fills the slots."""

@@ -23,7 +23,7 @@ from toolbox.ports import free_port
 from toolbox.processes import Process
 
 WINDOW_S = 5
-"""The window of all limits, in seconds. By default, 60, a flood could use a minute's tokens at once."""
+"""The window of all limits, in seconds. With the default, 60, a flood could use a minute's tokens at once."""
 RESERVATIONS = {GUARANTEED: 0.5, ELASTIC: 0.4, SPOT: 0.1}
 """The part of the model's tokens that LiteLLM reserves for each tier."""
 

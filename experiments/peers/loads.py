@@ -61,7 +61,7 @@ class Sizes:
 
     @property
     def settle(self) -> float:
-        """The begin of the overload, which does not count."""
+        """The start of the overload, which is not measured."""
         return self.seconds / 6
 
     @property
@@ -71,7 +71,7 @@ class Sizes:
 
     @property
     def settle_fair(self) -> float:
-        """The begin of the persistent demand, which does not count: sizes are learned, and debts settled."""
+        """The start of the persistent demand, which is not measured: sizes are learned, and debts settle."""
         return self.seconds / 2
 
 

@@ -73,7 +73,7 @@ class Result:
     cpu_s: float | None
     """The proxy's CPU time for a request of the moderate load."""
     complaints: tuple[str, ...] = ()
-    """The load generator's doubts about its own figures."""
+    """Warnings of the load generator about its own figures."""
 
 
 def engine_flags(kind: str, system: System) -> tuple[str, ...]:

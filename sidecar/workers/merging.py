@@ -1,4 +1,4 @@
-"""One answer of the answers of several workers: readiness, state and live page. Pure."""
+"""Merges the answers of several workers into one: readiness, state and live page. Pure."""
 
 from __future__ import annotations
 

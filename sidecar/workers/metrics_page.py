@@ -1,8 +1,8 @@
-"""One metrics page of the pages of several workers, in Prometheus' text format. Pure.
+"""Merges the metrics pages of several workers into one, in Prometheus' text format. Pure.
 
 Counters and histograms add up. The last ones of a worker that has ended are kept in ``Totals``, so no sum
 falls when a worker is started again. Only its increments since its page was last read are lost. Gauges add up
-where each worker has a part. Others are the same at all workers, and the page has the least or the largest.
+where each worker has a part. Of all others, the page has the smallest or the largest value.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ LEAST = frozenset(
         "tokenpool_store_up",
     }
 )
-"""Gauges of which the page has the least: each worker must be well. Of all others it has the largest."""
+"""Gauges of which the page has the smallest value, so that a problem of one worker is visible. Of the gauges
+that are not listed here it has the largest value."""
 _TOTALS = ("counter", "histogram", "summary")
 
 
@@ -76,7 +77,7 @@ Page = dict[str, Family]
 
 
 def parsed(text: str) -> Page:
-    """The metrics of a page that this project has written. Lines that are none are left out."""
+    """The metrics of a page that this project has written. Lines of another form are left out."""
     page: Page = {}
     family: Family | None = None
     for line in text.split("\n"):

@@ -46,7 +46,7 @@ class Times(NamedTuple):
     read_every_s: float = 1.0
     """The shortest time between two reads of a worker's metrics."""
     hung_s: float = 10.0
-    """A worker that answered before, and does not for so long, is killed."""
+    """A worker that has answered before, and then does not answer for this time, is killed."""
     start_s: float = 60.0
     """A worker that has not answered for so long since its start is killed. To import the modules alone takes
     0.5 s of CPU time, and all workers start at once. So 64 of them on one core take longer than ``hung_s``.

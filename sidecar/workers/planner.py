@@ -1,4 +1,4 @@
-"""The lease store and the planner of a sidecar with several workers and no lease store of its pool.
+"""The lease store and the planner of a sidecar that has several workers and no ``--store``.
 
 The supervisor has them, so no plan delays a request. The workers use the store over a Unix socket. It begins
 empty and open: no worker runs before it.

@@ -9,7 +9,7 @@ from tokenpool.leases.messages import Message
 from tokenpool.leases.wire import SidecarReport, encode_report
 
 LAST_NUMBER = 2**53 - 1
-"""The number of the message: after every one that the worker may have sent. Redis keeps it exactly."""
+"""The number of the message. It is higher than that of any message of the worker. Redis keeps it exactly."""
 
 
 NO_ENGINE = 2**31 - 1

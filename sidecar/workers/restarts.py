@@ -5,7 +5,7 @@ from __future__ import annotations
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 """The pause after the second failure in a row, and the longest one. It doubles with each failure."""
 STABLE_S = 30.0
-"""A worker that ran for so long is started again at once, as after its first failure."""
+"""A worker that ran for this time is started again at once, as after its first failure."""
 
 
 class Restarts:

@@ -1,7 +1,7 @@
 """The supervisor of a sidecar with several workers. It relays no request, and parses none.
 
-It keeps the port, the table of the engine's room and the bells, starts the workers, and answers on the admin
-port for all of them. Without a lease store of its pool it also keeps one for the workers, and plans.
+It keeps the port, the table of the engine's room and the notifiers. It starts the workers, and answers on the
+admin port for all of them. Without a lease store of its pool it also keeps one for the workers, and plans.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sidecar.memory_bounds import derive
 from sidecar.pool_file_watcher import PoolFileWatcher
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
-from sidecar.worker import Place, holder_of, mapped, new_bell, new_table
+from sidecar.worker import Place, holder_of, mapped, new_notifier, new_table
 from sidecar.workers.pages import Pages
 from sidecar.workers.planner import PodPlanner
 from sidecar.workers.processes import KILLED_AFTER_S, USAGE_ERROR, WorkerProcess
@@ -60,7 +60,7 @@ class Supervisor:
         self.folder = private_folder()
         self._table = new_table(settings.workers)
         self._cells = mapped(self._table, settings.workers)
-        self._bells = tuple(new_bell() for _ in range(settings.workers))
+        self._notifiers = tuple(new_notifier() for _ in range(settings.workers))
         self._living, self._alive = os.pipe()
         port = self.listens_on[0].port
         self._pod = f"{settings.name or os.uname().nodename}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -72,7 +72,7 @@ class Supervisor:
                     pod=self._pod,
                     folder=str(self.folder),
                     table=self._table,
-                    bells=self._bells,
+                    notifiers=self._notifiers,
                     listen=tuple((each.host, each.port or port) for each in settings.listen),
                     living=self._living,
                 ),
@@ -120,8 +120,8 @@ class Supervisor:
         """The process of a worker has ended: its connections to the engine are closed."""
         cleared(self._cells, index)
         self._pages.ended(index)
-        for bell in self._bells:
-            os.eventfd_write(bell, 1)  # its room is free
+        for notifier in self._notifiers:
+            os.eventfd_write(notifier, 1)  # its room is free
         task = asyncio.get_running_loop().create_task(self._release(holder_of(self._pod, index, start)))
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
@@ -229,7 +229,7 @@ class Supervisor:
             sock.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         self._cells.release()
-        for descriptor in (self._table, self._living, self._alive, *self._bells):
+        for descriptor in (self._table, self._living, self._alive, *self._notifiers):
             os.close(descriptor)
 
 
@@ -247,7 +247,8 @@ def private_folder(parents: Sequence[str | None] = FOLDERS) -> Path:
             problem = f"; {made} is too long for a socket"
             made.rmdir()
     raise SettingsError(
-        f"--workers needs a folder for its sockets, and none is writable{problem}: set TMPDIR to a short one"
+        f"--workers needs a folder for its sockets, and none is writable{problem}: set TMPDIR to a"
+        " writable folder with a short path"
     )
 
 

@@ -296,16 +296,16 @@ class LeaseWorld:
         return self._accounts(state, facts, store)
 
     def _accounts(self, state: State, facts: list[SidecarFacts], store: StoreFacts) -> str:
-        """The tokens in the store's books were really spent, and none twice."""
+        """Each token that the store has counted was spent, and none is counted twice."""
         spent = float(self.setup.requests - state.budget[REQUESTS])
         if store.served > spent:
-            return f"the store has booked {store.served:g} tokens, and {spent:g} were spent"
+            return f"the store has counted {store.served:g} tokens, and {spent:g} were spent"
         if store.level and abs(store.level + store.served - DEPTH) > 1e-9:
             return f"the bucket has {store.level:g} tokens after {store.served:g} of {DEPTH:g} were spent"
         for slot, each in enumerate(facts):
             row = store.rows.get(HOLDERS[slot])
             if row is not None and row[2] > each.spent:
-                return f"the store has booked {row[2]:g} tokens of {NAMED[slot]}, which spent {each.spent:g}"
+                return f"the store has counted {row[2]:g} tokens of {NAMED[slot]}, which spent {each.spent:g}"
         return ""
 
     # --- events ---

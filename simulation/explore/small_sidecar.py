@@ -275,7 +275,7 @@ class SmallSidecar:
         if NAME in message.lease_requests:
             self.granted = min(self.granted, self.account.limit.concurrency)
 
-    def ring(self, worker: int) -> None:
+    def notify_worker(self, worker: int) -> None:
         """See ``Ports``. A simulated sidecar is one process."""
 
     def send_quotas(self, message: QuotaMessage) -> None:

@@ -1,7 +1,8 @@
 """The small worlds that are explored, in a small form (seconds) and a large form (minutes).
 
-Several small worlds say more than one large world: each fault alone and with the faults that may hide it, for
-one or two requests. The number of states grows some tenfold with each further fault or request.
+There are several small worlds instead of one large one, because each further fault or request makes about ten
+times as many states. They have each fault alone, and with the faults that may hide it, for one or two
+requests.
 """
 
 from __future__ import annotations

@@ -2,15 +2,14 @@
 
 Each worker has a row, and writes no other one: its load on the engine, and the request that waits first for
 room there. All workers read all rows. So a worker knows the free room without asking. The requests that wait
-have one order: a worker leaves free room to those of other workers that come first, and rings the worker of
-the first one.
+have one order. A worker leaves free room to the requests of other workers that come first, and notifies the
+worker of the first one.
 
 Two workers may take the last slot at the same moment, because a decision is not atomic with its row. Then one
 request waits in the engine for the next free slot. The rows show the excess at once, so nothing more is
 admitted: the load exceeds the room by less than one request for each worker.
 
-The cells are shared memory in production. The supervisor clears the row of a
-worker that has ended.
+The cells are shared memory in production. The supervisor clears the row of a worker that has ended.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ STRIDE = 16
 _SEQUENCES, _KV, _SURPLUS_SEQUENCES, _SURPLUS_KV = 0, 1, 2, 3
 _NEEDS_SEQUENCES, _NEEDS_KV, _RANK, _DEADLINE, _STATED_AT = 4, 5, 6, 7, 8
 FRESH_S = 1.0
-"""A row that is older claims nothing for its waiting request: its worker may be paused. Workers write their
+"""An older row claims nothing for its waiting request, because its worker may be paused. Workers write their
 rows at least four times as often."""
-RING_AGAIN_S = 0.005
-"""A worker is not rung twice for one request within this time."""
+NOTIFY_AGAIN_S = 0.005
+"""A worker is not notified twice for one request within this time."""
 
 
 class Cells(Protocol):
@@ -56,15 +55,15 @@ class Waiting(NamedTuple):
 class SharedRoom:
     """The table, as one worker sees it."""
 
-    __slots__ = ("_cells", "_rung", "index", "workers")
+    __slots__ = ("_cells", "_notified", "index", "workers")
 
     def __init__(self, cells: Cells, index: int, workers: int) -> None:
         self._cells = cells
         self.index = index
         self.workers = workers
-        self._rung: dict[int, tuple[float, float, float]] = {}
-        """For each worker, the deadline of the request for which it was rung last, the sequences that were
-        free then, and the time. Empty after this worker freed room, or another request waits first here."""
+        self._notified: dict[int, tuple[float, float, float]] = {}
+        """The last notification of each worker: the deadline of its request, the sequences that were free,
+        and the time. Empty after this worker freed room, or another request waits first here."""
 
     # --- this worker's row ---
 
@@ -72,7 +71,7 @@ class SharedRoom:
         """State the load that this worker has put on the engine."""
         cells, at = self._cells, self.index * STRIDE
         if sequences < cells[at + _SEQUENCES] or kv_tokens < cells[at + _KV]:
-            self._rung.clear()
+            self._notified.clear()
         cells[at + _SEQUENCES] = float(sequences)
         cells[at + _KV] = float(kv_tokens)
         cells[at + _SURPLUS_SEQUENCES] = float(surplus_sequences)
@@ -85,10 +84,10 @@ class SharedRoom:
         if waiting is None:
             if cells[at + _NEEDS_SEQUENCES]:
                 cells[at + _NEEDS_SEQUENCES] = 0.0
-                self._rung.clear()
+                self._notified.clear()
             return
         if waiting.deadline != cells[at + _DEADLINE]:
-            self._rung.clear()
+            self._notified.clear()
         cells[at + _RANK] = float(waiting.rank)
         cells[at + _DEADLINE] = waiting.deadline
         cells[at + _NEEDS_KV] = waiting.kv_tokens
@@ -181,7 +180,7 @@ class SharedRoom:
         return found
 
     def next_to_try(self, room: EngineRoom, now: float) -> int | None:
-        """The worker whose waiting request fits now and comes first; ``None`` if none fits, or it knows.
+        """The worker whose waiting request fits now and comes first. ``None``: none fits, or it is notified.
 
         ``room`` is the engine's. The result may be this worker.
         """
@@ -196,9 +195,9 @@ class SharedRoom:
         for each in waiting:
             if each.sequences > free or each.kv_tokens > free_kv:
                 continue
-            deadline, was_free, rung_at = self._rung.get(each.worker, (-math.inf, 0.0, -math.inf))
-            if deadline != each.deadline or free > was_free or now - rung_at >= RING_AGAIN_S:
-                self._rung[each.worker] = each.deadline, free, now
+            deadline, was_free, notified_at = self._notified.get(each.worker, (-math.inf, 0.0, -math.inf))
+            if deadline != each.deadline or free > was_free or now - notified_at >= NOTIFY_AGAIN_S:
+                self._notified[each.worker] = each.deadline, free, now
                 return each.worker
             free -= each.sequences
             free_kv -= each.kv_tokens

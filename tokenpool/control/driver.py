@@ -74,7 +74,7 @@ class Ports(Protocol):
     def cancel(self, ask: PeerAsk) -> None:
         """The request of an ask needs no room any more. No answer to the ask may follow."""
 
-    def ring(self, worker: int) -> None:
+    def notify_worker(self, worker: int) -> None:
         """Let another worker of this sidecar ``serve``: a request that waits there may have room."""
 
     def failed(self, what: str, error: Exception) -> None:
@@ -193,7 +193,7 @@ class Driver:
             if worker is None:
                 return
             if worker != own:
-                self._ports.ring(worker)
+                self._ports.notify_worker(worker)
                 return
             self.control.serve(self._ports.now())
             if self.control.has_effects:

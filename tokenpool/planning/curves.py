@@ -24,11 +24,11 @@ _MOST_EVALUATIONS = 200
 """Newton's method needs about five. Bisection, its fallback, needs about a hundred."""
 
 _Event = tuple[float, float, int, float]
-"""A level, and the changes there: of the weights and of the number of members with rising shares, and of the
+"""A level, and three changes there: of the weights of members with rising shares, of their number, and of the
 weights of members that wait for their guarantees' shares."""
 _Segment = tuple[float, float, float, float, float, float, float, float]
-"""A part of a curve up to the next level: the level, the use of each dimension there, its rise per unit of
-level, and the rise of the share."""
+"""A part of a curve, up to the level of the next one. It has its level, and the use of each dimension there.
+It also has their rise and that of the share, per unit of level."""
 
 
 _UNBOUNDED: Vector = (math.inf, math.inf, math.inf)

@@ -1,8 +1,8 @@
 """Filling: it computes the part of its demand that each claim of a tree of groups gets.
 
 The rule is dominant-resource fairness (Ghodsi et al., NSDI 2011), at each level of the tree: the children of
-a group are raised together by their weights. Each group has an inner *level*: a claim with weight ``w`` that
-nothing stops has the part ``level * w / dominant share of its demand``, and a child group has the share
+a group are raised together by their weights. Each group has an inner *level*. A claim with weight ``w`` that
+nothing stops has the part ``level * w / dominant share of its demand``. A child group has the share
 ``level * w``. The share of a group is the sum of its members' dominant shares. After a claim stops, its
 siblings get the rest first. So the share of a group does not depend on the number of its members.
 

@@ -2,7 +2,7 @@
 
 A frame is its length in four bytes and a msgpack array. Both processes are of one version, so the types of
 arguments and results are those of ``Store``. A call has a number, which its reply repeats. ``LISTEN`` is a
-call without an end: each of its replies is a push.
+call that does not end: each of its replies is a push.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class CallInvalid(ValueError):
 
 
 class Kind(enum.IntEnum):
-    """What a reply has."""
+    """The kind of content of a reply."""
 
     RESULT = 0
     FAILURE = 1
-    """A text for people."""
+    """A message for the log."""
     PUSH = 2
 
 
@@ -62,7 +62,7 @@ class _Method(NamedTuple):
 def _methods() -> dict[str, _Method]:
     """The decoders of every method that is answered once, by its name.
 
-    Named arguments only save work. They stay with the caller.
+    Keyword-only arguments only save work, so they are not sent.
     """
     found = {}
     for name, method in inspect.getmembers(Store, inspect.iscoroutinefunction):

@@ -1,4 +1,4 @@
-"""A lease store that one process keeps for others of the same machine, over a Unix socket.
+"""A lease store that one process keeps for other processes of its machine, over a Unix socket.
 
 ``StoreServer`` answers with any ``Store``, and ``LocalStore`` is the ``Store`` of the other processes. The
 workers of a sidecar use them (``sidecar/workers``). ``calls`` has the protocol.
@@ -48,7 +48,7 @@ class StoreServer:
         self._open: set[_Served] = set()
 
     async def start(self, path: Path) -> None:
-        """Listen on a Unix socket. Who may use the store is decided by the rights of its folder."""
+        """Listen on a Unix socket. The permissions of its folder decide who may use the store."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: _Served(self), str(path), backlog=BACKLOG)
 
@@ -85,7 +85,7 @@ class StoreServer:
         self._open.add(connection)
 
     def closed(self, connection: _Served) -> None:
-        """A process has left. Nothing is answered to it any more."""
+        """A process has left. It gets no more answers."""
         self._open.discard(connection)
         for task in connection.tasks:
             task.cancel()

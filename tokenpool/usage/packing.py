@@ -35,7 +35,7 @@ class PackedIds:
         self._process = process
         self._number = self._until = 0
         self._begin = b""
-        """All before the number, for numbers below ``_until``, which have equally many digits."""
+        """The bytes before the number. They are the same for all numbers below ``_until``."""
 
     def next(self) -> bytes:
         """The beginning of the next record, with its id."""
@@ -87,7 +87,8 @@ class PackedTexts:
     ) -> bytes:
         """A record as bytes. ``ttft_s`` is below 0 without a first output.
 
-        ``id_`` is from ``PackedIds``. Raises ``struct.error`` for a number of tokens that no engine counted.
+        ``id_`` is from ``PackedIds``. Raises ``struct.error`` for a number of tokens that does
+        not fit into 64 unsigned bits.
         """
         ends = self._estimated_ends if is_estimated else self._ends
         end = ends.get(outcome)

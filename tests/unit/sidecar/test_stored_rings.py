@@ -43,7 +43,7 @@ def test_a_worker_that_is_started_again_knows_what_all_have_recorded() -> None:
 def test_two_processes_share_the_rings_by_their_table() -> None:
     table = new_table(2)
     places = [
-        Place(index=i, workers=2, pod="p", folder="/none", table=table, bells=(), listen=(), living=0)
+        Place(index=i, workers=2, pod="p", folder="/none", table=table, notifiers=(), listen=(), living=0)
         for i in range(2)
     ]
     one, two = (Worker(place) for place in places)

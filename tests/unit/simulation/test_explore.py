@@ -180,7 +180,7 @@ def test_a_store_that_applies_late_messages_is_found() -> None:
 
 def test_a_store_that_charges_totals_twice_is_found() -> None:
     found = leases(LeaseSetup("", requests=1, store=ChargesTwice))
-    assert found.problem == "the store has booked 2 tokens, and 1 were spent"
+    assert found.problem == "the store has counted 2 tokens, and 1 were spent"
     assert len(found.trace) == 10
 
 

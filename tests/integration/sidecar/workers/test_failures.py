@@ -165,5 +165,5 @@ def test_the_folder_of_sockets_is_in_the_first_usable_parent(tmp_path: Path) -> 
     assert made.stat().st_mode & 0o077 == 0
     assert list(long.iterdir()) == []
     made.rmdir()
-    with pytest.raises(SettingsError, match="set TMPDIR to a short one"):
+    with pytest.raises(SettingsError, match="set TMPDIR to a writable folder with a short path"):
         private_folder((missing, str(long)))

@@ -10,7 +10,7 @@ import pytest
 from runtime.options import Addresses, Origin
 from sidecar.app import Sidecar
 from sidecar.settings import Settings
-from sidecar.worker import Place, Worker, new_bell, new_table
+from sidecar.worker import Place, Worker, new_notifier, new_table
 from sidecar.workers.supervisor import private_folder
 from tests.fakes.scripted_engine import FakeEngine
 from tests.integration.sidecar.workers.pod import POOL
@@ -32,7 +32,7 @@ async def test_a_defect_in_a_decision_does_not_end_the_row_of_a_worker(
         pod="p",
         folder=str(folder),
         table=new_table(2),
-        bells=(new_bell(), new_bell()),
+        notifiers=(new_notifier(), new_notifier()),
         listen=(("127.0.0.1", 0),),
         living=0,
     )

@@ -9,7 +9,7 @@ from sidecar.worker import Place
 from sidecar.workers.processes import WorkerProcess
 
 PLACE = Place(
-    index=0, workers=1, pod="p", folder="/none", table=0, bells=(), listen=(("127.0.0.1", 0),), living=0
+    index=0, workers=1, pod="p", folder="/none", table=0, notifiers=(), listen=(("127.0.0.1", 0),), living=0
 )
 AT_ONCE_S = 5.0
 SLEEPS = ("sleep", "60")

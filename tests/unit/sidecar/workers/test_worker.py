@@ -17,7 +17,7 @@ from sidecar.worker import (
     encoded,
     keep_descriptors,
     mapped,
-    new_bell,
+    new_notifier,
     new_table,
     pages_path,
     peers_at,
@@ -39,14 +39,14 @@ def test_a_process_without_a_place_is_no_worker() -> None:
 
 
 def test_two_workers_share_one_table() -> None:
-    table, bells = new_table(2), (new_bell(), new_bell())
+    table, notifiers = new_table(2), (new_notifier(), new_notifier())
     place = Place(
         index=0,
         workers=2,
         pod="host-1-ab",
         folder="/run/x",
         table=table,
-        bells=bells,
+        notifiers=notifiers,
         listen=(("::", 8080), ("127.0.0.1", 9)),
         living=0,
     )
@@ -55,16 +55,16 @@ def test_two_workers_share_one_table() -> None:
     assert one.listen == Addresses((Address("::", 8080), Address("127.0.0.1", 9)))
     assert one.holder == "host-1-ab/0-0"
     assert one.holder.startswith(one.mates)
-    assert one.bell == bells[0]
+    assert one.notifier == notifiers[0]
     assert not one.is_again
-    assert keep_descriptors(place) == (table, 0, *bells)
+    assert keep_descriptors(place) == (table, 0, *notifiers)
 
     one.room.use(3, 48, 0, 0)
     one.room.wait(None, 10.0)
 
     assert list(mapped(table, 2))[:2] == [3.0, 48.0]
     assert one.living(10.0) == 1
-    for descriptor in (table, *bells):
+    for descriptor in (table, *notifiers):
         os.close(descriptor)
 
 
@@ -72,7 +72,7 @@ def test_each_start_of_a_worker_is_another_holder_even_with_the_same_process_id(
     """The release of the first one has the last message number, so its id is of no use any more."""
     table = new_table(1)
     first = Place(
-        index=0, workers=1, pod="p", folder="/none", table=table, bells=(), listen=(), living=0, start=0
+        index=0, workers=1, pod="p", folder="/none", table=table, notifiers=(), listen=(), living=0, start=0
     )
     one, again = (Worker(msgspec.structs.replace(first, start=start)) for start in (0, 1))
     store = ReferenceLeaseStore(0.0, 1.5, is_first=True)

@@ -9,7 +9,7 @@ import pytest
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.capacity.shared_room import (
     FRESH_S,
-    RING_AGAIN_S,
+    NOTIFY_AGAIN_S,
     STRIDE,
     SharedRoom,
     Waiting,
@@ -109,7 +109,7 @@ def test_the_worker_of_the_first_request_that_fits_is_next() -> None:
     assert one.next_to_try(ROOM, NOW) == 2
     assert one.next_to_try(ROOM, NOW) == 0  # the other one knows
     assert one.next_to_try(ROOM, NOW) is None
-    assert one.next_to_try(ROOM, NOW + 2 * RING_AGAIN_S) == 2  # it may be lost
+    assert one.next_to_try(ROOM, NOW + 2 * NOTIFY_AGAIN_S) == 2  # it may be lost
 
 
 def test_no_worker_is_rung_for_the_room_of_the_request_before() -> None:
@@ -121,14 +121,14 @@ def test_no_worker_is_rung_for_the_room_of_the_request_before() -> None:
     assert three.next_to_try(ROOM, NOW) == 0
     assert three.next_to_try(ROOM, NOW) is None
     three.use(5, 0, 0, 0)
-    assert three.next_to_try(ROOM, NOW) == 0  # more is free than when it was rung
+    assert three.next_to_try(ROOM, NOW) == 0  # more is free than when it was notified
     assert three.next_to_try(ROOM, NOW) == 1
 
 
 @pytest.mark.parametrize(
     "room", [EngineRoom(8.0, 1000.0, is_down=True), EngineRoom(0.0, 1000.0), EngineRoom(8.0, 0.0)]
 )
-def test_without_room_nobody_is_rung(room: EngineRoom) -> None:
+def test_without_room_no_worker_is_notified(room: EngineRoom) -> None:
     one, two = workers(2)
     two.wait(waits(1), NOW)
 

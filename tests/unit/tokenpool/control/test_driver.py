@@ -54,7 +54,7 @@ class Ports:
     def send_message(self, message: Message) -> None:
         self.sent.append(message)
 
-    def ring(self, worker: int) -> None:
+    def notify_worker(self, worker: int) -> None:
         raise AssertionError("there is one worker")
 
     def send_quotas(self, message: QuotaMessage) -> None:

@@ -45,7 +45,7 @@ class Recorded:
     def send_message(self, message: Message) -> None:
         self.sent.append(message)
 
-    def ring(self, worker: int) -> None:
+    def notify_worker(self, worker: int) -> None:
         raise AssertionError("there is one worker")
 
     def send_quotas(self, message: QuotaMessage) -> None:

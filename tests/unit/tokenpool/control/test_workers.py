@@ -30,11 +30,11 @@ GUARANTEE = Amount(1e4, 1e6, 100)
 
 
 class Pod:
-    """Some workers with one engine and one clock. A bell is answered when ``answer_bells`` is called."""
+    """Some workers with one engine and one clock. ``deliver_notifications`` delivers what they sent."""
 
     def __init__(self, workers: int, slots: float = SLOTS) -> None:
         self.now = 100.0
-        self.rung: list[int] = []
+        self.notified: list[int] = []
         self.cells = array("d", [0.0] * (workers * STRIDE))
         self.workers = [Worker(self, index, workers, slots) for index in range(workers)]
         for worker in self.workers:
@@ -42,9 +42,9 @@ class Pod:
         for worker in self.workers:
             worker.control.peers_named([], self.now)
 
-    def answer_bells(self) -> None:
-        while self.rung:
-            self.workers[self.rung.pop(0)].driver.serve()
+    def deliver_notifications(self) -> None:
+        while self.notified:
+            self.workers[self.notified.pop(0)].driver.serve()
 
     @property
     def running(self) -> int:
@@ -108,8 +108,8 @@ class Worker:
     def cancel(self, ask: PeerAsk) -> None:
         pass
 
-    def ring(self, worker: int) -> None:
-        self._pod.rung.append(worker)
+    def notify_worker(self, worker: int) -> None:
+        self._pod.notified.append(worker)
 
     def failed(self, what: str, error: Exception) -> None:
         raise error
@@ -163,7 +163,7 @@ def test_a_slot_goes_to_the_request_that_waits_longest_at_any_worker() -> None:
     for number, ticket in enumerate(running[:3]):
         assert isinstance(ticket, Ticket)
         one.end(ticket)
-        pod.answer_bells()
+        pod.deliver_notifications()
         decided = [len(each.decided_outcomes) for each in pod.workers]
         assert decided == [[0, 1, 0], [1, 1, 0], [1, 1, 1]][number]
         assert pod.running == SLOTS
@@ -179,8 +179,8 @@ def test_a_higher_tier_comes_first_at_any_worker() -> None:
 
     assert isinstance(running[0], Ticket)
     one.end(running[0])
-    assert pod.rung == [1]
-    pod.answer_bells()
+    assert pod.notified == [1]
+    pod.deliver_notifications()
 
     assert (len(one.decided_outcomes), len(two.decided_outcomes)) == (0, 1)
 
@@ -194,8 +194,8 @@ def test_a_new_request_takes_no_slot_before_one_that_waits_at_another_worker() -
     one.end(running[0])
 
     pod.now += 0.01
-    assert isinstance(one.offer(tenant("new")), PendingRequest)  # before the bell is answered
-    pod.answer_bells()
+    assert isinstance(one.offer(tenant("new")), PendingRequest)  # before the notification is delivered
+    pod.deliver_notifications()
 
     assert (len(one.decided_outcomes), len(two.decided_outcomes)) == (0, 1)
 
@@ -226,7 +226,7 @@ def test_the_room_of_a_request_that_leaves_the_queue_is_offered_to_others() -> N
     one.end(running[0])
 
     two.driver.withdraw(left)
-    pod.answer_bells()
+    pod.deliver_notifications()
 
     assert len(one.decided_outcomes) == 1
 
@@ -324,7 +324,7 @@ def test_the_load_of_all_workers_is_known_when_the_engines_page_is_read() -> Non
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_work_keeps_the_engine_full_and_never_beyond_its_room(seed: int) -> None:
-    """A bell may be answered late. Nothing waits while a slot is free and all bells are answered."""
+    """A notification may be late. Nothing waits while a slot is free and all notifications are delivered."""
     chance = random.Random(seed)
     pod = Pod(chance.choice([2, 3, 5]))
     accounts = [[tenant(), tenant("spot", Tier.SPOT), tenant("second")] for _ in pod.workers]
@@ -344,11 +344,11 @@ def test_random_work_keeps_the_engine_full_and_never_beyond_its_room(seed: int) 
             ended, ticket = running.pop(chance.randrange(len(running)))
             ended.end(ticket)
         if chance.random() < 0.7:
-            pod.answer_bells()
+            pod.deliver_notifications()
         for each in pod.workers:
             running += [(each, made) for made in each.decided_outcomes if isinstance(made, Ticket)]
             each.decided_outcomes.clear()
         assert pod.running <= SLOTS
-        if not pod.rung:
+        if not pod.notified:
             waiting = sum(each.control.queue.waiting_for_engine for each in pod.workers)
             assert pod.running == SLOTS or not waiting
