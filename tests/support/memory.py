@@ -45,8 +45,10 @@ class Transport(asyncio.Transport):
         return 0
 
 
-def connect(manager: ConnectionManager) -> tuple[ClientConnection, Transport]:
+def connect(
+    manager: ConnectionManager, transport: Transport | None = None
+) -> tuple[ClientConnection, Transport]:
     """A connection of a client."""
-    connection, transport = ClientConnection(manager), Transport()
+    connection, transport = ClientConnection(manager), transport or Transport()
     connection.connection_made(transport)
     return connection, transport

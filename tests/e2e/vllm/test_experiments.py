@@ -48,10 +48,10 @@ def test_a_short_soak_reaches_its_goals(tmp_path: Path) -> None:
 
 
 def test_an_excerpt_of_real_traces_is_priced(tmp_path: Path) -> None:
-    """The prompts are texts, which vLLM's tokenizer counts."""
+    """The prompts are texts, which vLLM's tokenizer counts. The first ones are priced before any is known."""
     like, sizes = tmp_path / "engine.json", traces.Sizes(1, 8, (0.5, 1.5), 8.0, 0.0)
     like.write_text(json.dumps(asdict(Costs(0.004, 0.0003, 0.0001, 0.004))))
     result, _ = traces.run(recorded.read(TRACES), "vllm", sizes, like, 1, tmp_path)
     for name, tenant in result.tenants.items():
         assert tenant.requests > 5, name
-        assert tenant.input_error <= traces.MOST_INPUT_ERROR, name
+        assert tenant.input_error <= 0.3, name

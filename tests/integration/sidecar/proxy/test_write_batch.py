@@ -10,24 +10,25 @@ import pytest
 
 from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.proxy.receiving import MOST_UNSENT
-from sidecar.proxy.write_batch import MOST, BatchedConnection, WriteBatch
+from sidecar.proxy.write_batch import MOST
 from tests.fakes import scripted_engine as fake
 from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.support.harness import STREAM, is_whole, request, sidecar_for
-from tests.support.memory import connect
+from tests.support.memory import Transport, connect
 
 EVENT = b"data: x\n\n"
 
 
-class Recorder(BatchedConnection):
-    """Records when its bytes were written."""
+class Recorder(Transport):
+    """Records when a connection writes."""
 
     def __init__(self, log: list[str], name: str, *, fails: bool = False) -> None:
+        super().__init__()
         self._log = log
         self._name = name
         self._fails = fails
 
-    def write_unsent(self) -> None:
+    def write(self, data: bytes) -> None:
         self._log.append(self._name)
         if self._fails:
             raise ValueError("a defect")
@@ -39,37 +40,39 @@ async def manager(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Connectio
         yield sidecar.manager
 
 
-async def test_a_batch_is_written_at_the_end_of_the_turn_in_its_order() -> None:
-    batch, log = WriteBatch(), list[str]()
+async def test_a_batch_is_written_at_the_end_of_the_turn_in_its_order(manager: ConnectionManager) -> None:
+    log = list[str]()
     for name in ("a", "b", "c"):
-        batch.add(Recorder(log, name))
+        connect(manager, Recorder(log, name))[0].write_soon(EVENT)
     assert not log
-    assert not batch.is_empty
+    assert not manager.batch.is_empty
 
     await asyncio.sleep(0)
 
     assert log == ["a", "b", "c"]
-    assert batch.is_empty
+    assert manager.batch.is_empty
 
 
-async def test_a_full_batch_is_written_at_once() -> None:
-    batch, log = WriteBatch(), list[str]()
+async def test_a_full_batch_is_written_at_once(manager: ConnectionManager) -> None:
+    log = list[str]()
     for number in range(MOST + 1):
-        batch.add(Recorder(log, str(number)))
+        connect(manager, Recorder(log, str(number)))[0].write_soon(EVENT)
 
     assert log == [str(number) for number in range(MOST)]
-    batch.write()
+    manager.batch.write()
     assert log[MOST:] == [str(MOST)]
     await asyncio.sleep(0)
     assert len(log) == MOST + 1
 
 
-async def test_a_defect_of_one_connection_delays_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    batch, log = WriteBatch(), list[str]()
-    batch.add(Recorder(log, "a", fails=True))
-    batch.add(Recorder(log, "b"))
+async def test_a_defect_of_one_connection_delays_no_other(
+    manager: ConnectionManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = list[str]()
+    connect(manager, Recorder(log, "a", fails=True))[0].write_soon(EVENT)
+    connect(manager, Recorder(log, "b"))[0].write_soon(EVENT)
 
-    batch.write()
+    manager.batch.write()
 
     assert log == ["a", "b"]
     assert "a part of an answer could not be written" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -143,15 +144,15 @@ async def test_settings_that_no_worker_can_use_end_the_sidecar(tmp_path: Path) -
 
 
 async def test_the_folder_of_sockets_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "t"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    async with running(tmp_path, 2) as (pod, _):
-        (made,) = folder.glob("tokenpool-*")
-        assert made.stat().st_mode & 0o077 == 0
-        pod.process.signal(signal.SIGTERM)
-        assert await asyncio.to_thread(pod.process.wait, 10) == 0
-        assert list(folder.iterdir()) == []
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # a socket's path has at most 107 bytes
+        monkeypatch.setenv("TMPDIR", name)
+        folder = Path(name)
+        async with running(tmp_path, 2) as (pod, _):
+            (made,) = folder.glob("tokenpool-*")
+            assert made.stat().st_mode & 0o077 == 0
+            pod.process.signal(signal.SIGTERM)
+            assert await asyncio.to_thread(pod.process.wait, 10) == 0
+            assert list(folder.iterdir()) == []
 
 
 def test_the_folder_of_sockets_is_in_the_first_usable_parent(tmp_path: Path) -> None:
