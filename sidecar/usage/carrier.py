@@ -24,7 +24,12 @@ from tokenpool.usage.record import RecordInvalid, decode
 log = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 0.25
-"""Seconds between two writes of records to the spool."""
+"""Seconds between two writes of records to the spool, if there are few."""
+LOOK_EVERY_S = 0.05
+"""Seconds between two looks at the number of records that wait."""
+MANY = 500
+"""So many records are written at once. At 30,000 requests/s, records that wait for 0.25 s no longer fit into
+the processor's cache: each request then took 2.6 us more than with writes every 0.05 s."""
 SEND_EVERY_S = 1.0
 """Seconds between two messages to the stream, if no full batch waits."""
 RETRY_S = 2.0
@@ -70,7 +75,7 @@ class UsageCarrier:
         """Batches that the usage store has, and whose files exist still."""
         self._lost_on_the_way: list[Batch] = []
         """Batches that wait again, because a message failed or Redis lost them."""
-        self._send_at = self._sync_at = self._open_at = 0.0
+        self._write_at = self._send_at = self._sync_at = self._open_at = 0.0
         self._is_stopping = False
         self._task: asyncio.Task[None] | None = None
         self.recovered = 0
@@ -91,12 +96,18 @@ class UsageCarrier:
     async def _run(self) -> None:
         await self.open()
         while not self._is_stopping:
-            await asyncio.sleep(WRITE_EVERY_S)
+            await asyncio.sleep(LOOK_EVERY_S)
             try:
-                await self.step()
+                if self.is_write_due:
+                    await self.step()
             except Exception:
                 # A defect must not end the loop.
                 log.critical("usage records could not be carried", exc_info=True)
+
+    @property
+    def is_write_due(self) -> bool:
+        """Whether to write now: many records wait, or the last write was ``WRITE_EVERY_S`` ago."""
+        return self.recorder.waiting >= MANY or self._clock() >= self._write_at
 
     async def open(self) -> None:
         """Open the folder, and take over the records of processes that have ended."""
@@ -123,6 +134,7 @@ class UsageCarrier:
     async def step(self, *, at_once: bool = False) -> None:
         """Write the records since the last step, and send what is due. ``at_once``: send all."""
         now = self._clock()
+        self._write_at = now + WRITE_EVERY_S
         if self.spool.error and now >= self._open_at:
             await self.open()
         records, slots = self.recorder.take()

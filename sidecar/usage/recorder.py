@@ -205,6 +205,11 @@ class UsageRecorder:
             self._kinds[key] = admitted.usage_texts = (entitlement, texts)
         return texts
 
+    @property
+    def waiting(self) -> int:
+        """The number of records that ``take`` would return."""
+        return len(self._pending)
+
     def take(self) -> tuple[list[bytes], list[int]]:
         """The records since the last call, and the slots to free once the spool has them."""
         pending, slots = self._pending, self._settled_slots

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.usage.carrier import IN_FLIGHT, OPEN_AGAIN_S, RETRY_S, SEND_EVERY_S, UsageCarrier
+from sidecar.usage.carrier import (
+    IN_FLIGHT,
+    MANY,
+    OPEN_AGAIN_S,
+    RETRY_S,
+    SEND_EVERY_S,
+    WRITE_EVERY_S,
+    UsageCarrier,
+)
 from sidecar.usage.recorder import UsageRecorder
 from sidecar.usage.spool import BATCH_BYTES, Spool
 from tests.unit.sidecar.usage.test_spool import killed
@@ -87,6 +95,18 @@ async def test_records_reach_the_stream_and_leave_the_spool_once_stored(world: W
     assert world.spool.size == 0
     assert world.carrier.stored_batches == 1
     assert world.stream.entries == {}
+
+
+async def test_many_records_are_written_early(world: World) -> None:
+    await world.step()
+    world.record(*[b"a"] * (MANY - 1))
+    assert not world.carrier.is_write_due
+    world.record(b"a")
+    assert world.carrier.is_write_due
+    await world.step(0.0)
+    assert not world.carrier.is_write_due
+    world.now += WRITE_EVERY_S
+    assert world.carrier.is_write_due
 
 
 async def test_nothing_is_sent_without_records(world: World) -> None:
