@@ -154,7 +154,7 @@ async def test_a_stored_response_is_for_its_maker_alone(engine: FakeEngine, tmp_
         async with connected(sidecar) as (reader, writer):
             told = []
             for owner in ("e", "e", "s"):
-                sidecar.controller._stored.record("resp_1", owner, 17)
+                sidecar.controller.stored.record("resp_1", owner, 17)
                 writer.write(get)
                 told.append((await read_response(reader)).status)
 

@@ -113,8 +113,11 @@ async def test_a_quota_is_one_for_all_workers(tmp_path: Path) -> None:
 
         assert statuses[0] == 200
         assert statuses[-1] == 429
-        spent = await pod.metric("tokenpool_quota_spent_tokens")
-        assert 50 < spent <= 115
+
+        async def is_shown() -> bool:
+            return 50 < await pod.metric("tokenpool_quota_spent_tokens") <= 115
+
+        await until(is_shown, "the spending is shown")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
