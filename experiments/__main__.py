@@ -41,6 +41,7 @@ from experiments import (
     workloads,
 )
 from experiments.attacks import KINDS
+from experiments.goals import report
 from experiments.instruments import command as instruments
 from experiments.peers import command as peers
 from loadgen.records import machine, versions
@@ -107,9 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         goals += _prices(arguments, out / "prices")
     if SOAK in arguments.what:
         goals += _soak(arguments, out / SOAK)
-    for goal, is_reached in goals:
-        print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
-    return 0 if all(is_reached for _, is_reached in goals) else 1
+    return report(goals)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from experiments import pool_guarantee
 from experiments.fixed_pool import INPUT, STEP_S, TENANT, TOKENS, Case, Counts, calibrated, record
+from experiments.goals import report
 from experiments.processes import MODEL
 from experiments.queues import Arrival, Bound, Placement, Shape, poisson, simulate
 from loadgen.records import Attempt, Outcome, Run
@@ -221,9 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shape = calibrated(arguments.engine, shape, 1, out / "calibration")
         print(f"{1000 * shape.step_s:.1f} ms per token with all slots in use\n", flush=True)
     reached = (_measure_guarantee if arguments.guaranteed else _measure_points)(arguments, shape, out)
-    for goal, is_reached in reached:
-        print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
-    return 0 if all(is_reached for _, is_reached in reached) else 1
+    return report(reached)
 
 
 def _measure_points(arguments: argparse.Namespace, shape: Shape, out: Path) -> list[tuple[str, bool]]:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import scarcity
+from experiments.goals import report
 from experiments.processes import backends, finished, load, lose, sidecars
 from experiments.shares import PhaseResult, by_phase, picture, table
 from loadgen.records import Run
@@ -219,10 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _write(out / "result.json", asdict(results[-1]))
                 print(f"\n{form}, {system.name}, seed {seed} {' '.join(results[-1].complaints)}\n")
                 print(table(results[-1].phases), flush=True)
-    reached = goals(results)
-    for goal, is_reached in reached:
-        print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
-    return 0 if all(is_reached for _, is_reached in reached) else 1
+    return report(goals(results))
 
 
 def _write(file: Path, result: dict[str, Any]) -> None:

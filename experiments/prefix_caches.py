@@ -29,6 +29,7 @@ import uvloop
 
 from experiments import metrics
 from experiments.fixed_pool import pool_file, running
+from experiments.goals import report
 from experiments.one_pool import why
 from experiments.processes import MODEL
 from experiments.queues import Shape
@@ -253,6 +254,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line(results[-1]), flush=True)
     (out / "results.json").write_text(json.dumps([asdict(result) for result in results], indent=1))
     reached = [goal for result in results for goal in goals(result)]
-    for goal, is_reached in reached:
-        print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
-    return 0 if all(is_reached for _, is_reached in reached) else 1
+    return report(reached)

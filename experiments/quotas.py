@@ -22,6 +22,7 @@ from pathlib import Path
 
 import aiohttp
 
+from experiments.goals import report
 from toolbox.ports import free_port
 from toolbox.processes import Process, module
 from toolbox.redis import RedisProcess
@@ -240,6 +241,4 @@ def main(argv: Sequence[str]) -> int:
             result = run(sizes, arguments.seed, Path(folder), empties=empties)
         print(json.dumps(asdict(result)), flush=True)
         reached += goals(result)
-    for goal, is_reached in reached:
-        print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
-    return 0 if all(is_reached for _, is_reached in reached) else 1
+    return report(reached)

@@ -37,11 +37,13 @@ from typing import NamedTuple
 import msgspec
 
 from experiments import fidelity, prices, recorded
+from experiments.goals import report
 from experiments.processes import MODEL, backends, finished, load, own_core, sidecars
 from experiments.recorded import SOURCES, Phase
 from experiments.service import sequence_seconds
 from loadgen.engine.model import LIKE_COSTS, Costs, LikeError, read_like
 from loadgen.fields import ScenarioError
+from loadgen.rates.options import positive
 from loadgen.records import REFUSED, Attempt, Outcome, Run
 from loadgen.records import load as read_run
 from loadgen.scenario import Trace
@@ -573,10 +575,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if all(each.windows for each in found.values()):
         keep(whole_picture(found), arguments.out / "whole.svg")
     results = [] if arguments.computed else _live(arguments, traces)
-    reached = goals(found, results)
-    for goal, is_reached in reached:
-        print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
-    return 0 if all(is_reached for _, is_reached in reached) else 1
+    return report(goals(found, results))
 
 
 def _live(arguments: argparse.Namespace, traces: Mapping[str, Trace]) -> list[Result]:
@@ -616,7 +615,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--slower",
-        type=_above_zero,
+        type=positive,
         default=SLOWER,
         metavar="FACTOR",
         help=f"the simulator takes this many times as long, and gets fewer requests [{SLOWER:g}]",
@@ -633,18 +632,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0")
-    return value
-
-
 def _loads(text: str) -> tuple[float, ...]:
     try:
-        return tuple(_above_zero(part) for part in text.split(","))
+        return tuple(positive(part) for part in text.split(","))
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r}: give numbers above 0, such as 0.5,1,2") from None

@@ -24,6 +24,7 @@ from typing import LiteralString
 import aiohttp
 import psycopg
 
+from experiments.goals import report
 from experiments.metrics import by_label, total
 from toolbox.ports import free_port
 from toolbox.postgres import PostgresProcess
@@ -352,7 +353,4 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         result = run(Sizes(requests=arguments.requests), arguments.seed, Path(folder))
     print(json.dumps(asdict(result), indent=2))
-    reached = goals(result)
-    for goal, is_reached in reached:
-        print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
-    return 0 if all(is_reached for _, is_reached in reached) else 1
+    return report(goals(result))

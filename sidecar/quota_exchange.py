@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from sidecar.ports import LoopPorts
+from sidecar.quota_metrics import spending
 from tokenpool.control.driver import Driver
 from tokenpool.quotas.messages import LEVELS, QuotaAnswer, QuotaMessage
 from tokenpool.quotas.quotas import Crossed, Quotas
@@ -21,8 +22,6 @@ log = logging.getLogger(__name__)
 
 LAST_S = 1.0
 """Seconds for the last message at a stop."""
-MOST_SERIES = 400
-"""The most budgets of a lone sidecar with series of their own."""
 
 
 class QuotaExchange:
@@ -132,20 +131,5 @@ class QuotaExchange:
             warnings.add_metric((str(level),), self.crossed[level])
         yield from (calls, warnings)
         if self.quotas.is_alone:
-            yield from self._budgets()
-
-    def _budgets(self) -> Iterator[Metric]:
-        labels = ("scope", "name", "per", "timezone")
-        tokens = GaugeMetricFamily(
-            "tokenpool_quota_tokens", "Weighted tokens of the quota per window.", labels=labels
-        )
-        spent = GaugeMetricFamily(
-            "tokenpool_quota_spent_tokens",
-            "Weighted tokens of requests that ended in the current window of the quota.",
-            labels=labels,
-        )
-        for budget in list(self.quotas.budgets.values())[:MOST_SERIES]:
-            series = (budget.id.scope.value, budget.id.name, budget.id.per, budget.id.timezone)
-            tokens.add_metric(series, budget.quota.tokens)
-            spent.add_metric(series, budget.spent)
-        yield from (tokens, spent)
+            known = list(self.quotas.budgets.values())
+            yield from spending((each.id, each.quota.tokens, each.spent) for each in known)

@@ -74,6 +74,7 @@ LAYERS: dict[str, Layers] = {
                 "telemetry",
                 "loop_holds",
                 "memory_bounds",
+                "quota_metrics",
                 "tracing",
                 "usage",
             }

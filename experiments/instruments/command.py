@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from experiments.goals import report
 from experiments.instruments import comparison, running, server
 from experiments.instruments.environments import Unavailable, known_interpreters
 from experiments.instruments.running import Result
@@ -52,10 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n" + tables)
     for note in comparison.notes(results):
         print(f"note     {note}")
-    reached = comparison.goals(results)
-    for goal, is_reached in reached:
-        print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
-    return 0 if all(is_reached for _, is_reached in reached) else 1
+    return report(comparison.goals(results))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -20,6 +20,7 @@ from statistics import median
 
 import msgspec
 
+from experiments.goals import report
 from experiments.peers import environment, measuring, table
 from experiments.peers.loads import Sizes
 from experiments.peers.measuring import Result
@@ -52,10 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for result in results:
         for line in result.complaints:
             print(f"note     {result.system}, seed {result.seed}: {line}")
-    goals = table.goals(groups)
-    for goal, is_reached in goals:
-        print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
-    return 0 if all(is_reached for _, is_reached in goals) else 1
+    return report(table.goals(groups))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from sidecar.configuration import Configuration
+from sidecar.quota_metrics import spending
 from sidecar.worker import store_path
 from tokenpool.leases.messages import PoolSnapshot
 from tokenpool.leases.tick import NO_MEMORY, Tick, tick
@@ -27,8 +28,6 @@ log = logging.getLogger(__name__)
 
 CANDIDATE = "supervisor"
 QUOTAS_EVERY_S = 1.0
-MOST_SERIES = 400
-"""The most budgets with series of their own."""
 
 
 class PodPlanner:
@@ -102,22 +101,8 @@ class PodPlanner:
 
     def metrics(self) -> Iterator[Metric]:
         """The spending of budgets, for Prometheus."""
-        labels = ("scope", "name", "per", "timezone")
-        tokens = GaugeMetricFamily(
-            "tokenpool_quota_tokens", "Weighted tokens of the quota per window.", labels=labels
-        )
-        spent = GaugeMetricFamily(
-            "tokenpool_quota_spent_tokens",
-            "Weighted tokens of requests that ended in the current window of the quota.",
-            labels=labels,
-        )
-        for each in self._quotas[:MOST_SERIES]:
-            budget = parsed_key(each.key)
-            if budget is not None:
-                series = (budget.scope.value, budget.name, budget.per, budget.timezone)
-                tokens.add_metric(series, each.tokens)
-                spent.add_metric(series, each.spent)
-        yield from (tokens, spent)
+        known = ((parsed_key(each.key), each) for each in self._quotas)
+        return spending((budget, each.tokens, each.spent) for budget, each in known if budget is not None)
 
     async def stop(self) -> None:
         """End the plans, and the connections of the workers."""
