@@ -210,7 +210,7 @@ class Sidecar:
             has_slo_feedback=self.settings.slo_feedback,
         )
         if self._worker is not None:
-            made.mates, made.mates_at = self._worker.room, peers_at(self._worker.folder)
+            made.shared_room, made.worker_address = self._worker.room, peers_at(self._worker.folder)
         return made
 
     def _open_store(self, pool: str) -> Store | None:

@@ -70,8 +70,8 @@ class SharedLimits:
         self._hands_over = settings.handover == "on" and (worker is None or settings.has_store)
         if self._hands_over or worker is not None:
             caches = PrefixCaches() if self._hands_over and settings.prefix_affinity == "on" else None
-            mates = worker.mates if worker is not None else ""
-            self.placement = Placement(holder, caches, mates=mates, has_others=self._hands_over)
+            own_workers = worker.holder_prefix if worker is not None else ""
+            self.placement = Placement(holder, caches, own_workers=own_workers, has_others=self._hands_over)
             self.ports.peers = PeerLinks(telemetry.clock)
         if worker is not None:
             self.ports.notifiers = worker.notifiers

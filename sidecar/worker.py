@@ -17,7 +17,7 @@ import msgspec
 from runtime.options import Address, Addresses
 from sidecar.stored_rings import RING_BYTES, StoredRings
 from tokenpool.capacity.shared_room import STRIDE, SharedRoom
-from tokenpool.holders import mates_of, worker_id
+from tokenpool.holders import worker_id, worker_prefix
 
 VARIABLE = "_TOKENPOOL_WORKER"
 """The environment variable in which a supervisor gives a worker its ``Place``."""
@@ -107,9 +107,9 @@ class Worker:
         return Addresses(Address(*each) for each in self._place.listen)
 
     @property
-    def mates(self) -> str:
+    def holder_prefix(self) -> str:
         """The beginning of the ids of all workers of this sidecar."""
-        return mates_of(self._place.pod)
+        return worker_prefix(self._place.pod)
 
     def living(self, now: float) -> int:
         """The number of workers that run, with this one."""

@@ -12,10 +12,10 @@ _WORKER = re.compile(r"/[0-9]+-[0-9]+\Z")
 
 def worker_id(engine: str, index: int, start: int) -> str:
     """The id of a worker of the sidecar ``engine``, from this start of the worker on."""
-    return f"{mates_of(engine)}{index}-{start}"
+    return f"{worker_prefix(engine)}{index}-{start}"
 
 
-def mates_of(engine: str) -> str:
+def worker_prefix(engine: str) -> str:
     """The beginning of the ids of all workers of a sidecar."""
     return f"{engine}/"
 

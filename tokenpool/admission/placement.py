@@ -159,14 +159,14 @@ class Placement:
     """
 
     def __init__(
-        self, seed: str, caches: PrefixCaches | None = None, *, mates: str = "", has_others: bool = True
+        self, seed: str, caches: PrefixCaches | None = None, *, own_workers: str = "", has_others: bool = True
     ) -> None:
-        """``mates`` begins the names of the other workers of this sidecar, which the lease store names, too.
+        """``own_workers`` is the start of the holder names of the other workers of this sidecar.
 
         ``has_others`` is false if requests are not handed over to other replicas.
         """
         self.caches = caches
-        self._mates = mates
+        self._own_workers = own_workers
         self._has_others = has_others
         self._peers: dict[str, _Peer] = {}
         self.replicas = 1
@@ -184,7 +184,7 @@ class Placement:
     def learn(self, named: Iterable[KnownPeer], now: float) -> None:
         """An answer of the lease store names these replicas."""
         for name, address, kv_tokens, sequences, cached in named:
-            if not self._has_others or (self._mates and name.startswith(self._mates)):
+            if not self._has_others or (self._own_workers and name.startswith(self._own_workers)):
                 continue
             peer = self._peers.get(name)
             if peer is None:

@@ -98,9 +98,9 @@ class AdmissionControl:
         self._shadow = ShadowDecisions(self.ledger, queue, self.free_capacity, leases, placement)
         self.room = self._engine_room = EngineRoom(0.0, 0.0)
         """The engine's room, with reserved slots and queues. With other workers, their load is foreign."""
-        self.mates: SharedRoom | None = None
+        self.shared_room: SharedRoom | None = None
         """The room that the workers of this sidecar share; ``None`` without other workers."""
-        self.mates_at = ""
+        self.worker_address = ""
         """The address of another worker's peer port, without its number at the end."""
         self.slo = SloController(now)
         self.preemption = Preemption()
@@ -180,8 +180,8 @@ class AdmissionControl:
         account, cost = arrival.account, arrival.cost
         if not account.is_active:
             self.active.touch(account, now)
-        if self.mates is not None:
-            self._look(self.mates, now)
+        if self.shared_room is not None:
+            self._read_shared_room(self.shared_room, now)
         leases = self.leases
         if leases is not None and not leases.covers(account, cost, now):
             pending = self._pending(arrival, now)
@@ -262,8 +262,8 @@ class AdmissionControl:
         """
         if not account.is_active:
             self.active.touch(account, now)
-        if self.mates is not None:
-            self._look(self.mates, now)
+        if self.shared_room is not None:
+            self._read_shared_room(self.shared_room, now)
         if refusal is not None:
             verdict, hold = refused(refusal), None
         else:
@@ -369,7 +369,7 @@ class AdmissionControl:
 
         With other workers, it waits there too: it may end spot of another worker.
         """
-        asks_others = self.knows_others or self.mates is not None
+        asks_others = self.knows_others or self.shared_room is not None
         return EngineQueue.BEHIND_PREEMPTIBLE if asks_others else EngineQueue.ANY
 
     def _engine_queue_of(self, pending: PendingRequest, now: float, *, is_last: bool) -> EngineQueue:
@@ -413,7 +413,7 @@ class AdmissionControl:
             if not usable:
                 return False
             # All workers of a sidecar free slots of its engine.
-            expected_s /= usable * (self.mates.workers if self.mates is not None else 1)
+            expected_s /= usable * (self.shared_room.workers if self.shared_room is not None else 1)
             # Even a request without a queue timeout gets the time to find the room that a replica had.
             finds_until = 0.0
             if self._has_room_elsewhere(pending.cost, now):
@@ -459,8 +459,8 @@ class AdmissionControl:
         """Decide a priced request now. ``place`` is another replica that keeps room for it."""
         if not account.is_active:
             self.active.touch(account, now)  # it may have become idle while the request waited
-        if self.mates is not None:
-            self._look(self.mates, now)
+        if self.shared_room is not None:
+            self._read_shared_room(self.shared_room, now)
         room, retries = self.room, account.retries
         if (
             room.preemptible_queue
@@ -569,8 +569,8 @@ class AdmissionControl:
 
         ``ended`` is the account whose request has ended, if nothing else changed.
         """
-        if self.mates is not None:
-            self._look(self.mates, now)
+        if self.shared_room is not None:
+            self._read_shared_room(self.shared_room, now)
         self.serve_lease_waits(now)
         if ended is not None and ended.groups:
             ended = None  # a request of another member of its groups may fit now
@@ -762,8 +762,10 @@ class AdmissionControl:
         if placement is None:
             return
         placement.learn(peers, now)
-        if self.mates is not None:
-            named = [(f"worker {each}", f"{self.mates_at}{each}") for each in self.mates.others(now)]
+        if self.shared_room is not None:
+            named = [
+                (f"worker {each}", f"{self.worker_address}{each}") for each in self.shared_room.others(now)
+            ]
             placement.learn_mates(named, now)
         for pending in list(placement.asks):
             if placement.has_room(pending.cost.sequences, pending.cost.kv_tokens, now):
@@ -881,11 +883,11 @@ class AdmissionControl:
         if not self.is_serving:
             return ReplicaRoom(0.0, 0.0, self.ledger.spent)
         sequences, kv_tokens = self._free_room()
-        mates = self.mates
-        if mates is not None:
+        shared_room = self.shared_room
+        if shared_room is not None:
             # Whole slots, whose sum over all workers is what is free.
-            sequences = float(math.floor((math.floor(sequences) + mates.index) / mates.workers))
-            kv_tokens /= mates.workers
+            sequences = float(math.floor((math.floor(sequences) + shared_room.index) / shared_room.workers))
+            kv_tokens /= shared_room.workers
         return ReplicaRoom(
             min(max(kv_tokens, 0.0), MOST_ROOM), sequences, self.ledger.spent, self.peer_address
         )
@@ -964,7 +966,7 @@ class AdmissionControl:
     def engine_changed(self, room: EngineRoom, now: float) -> None:
         """Use the room of a new observation of the engine."""
         self.use_room(room)
-        others = self.mates.load_of_others()[0] if self.mates is not None else 0.0
+        others = self.shared_room.load_of_others()[0] if self.shared_room is not None else 0.0
         self._effects.end(self.preemption.surplus(self.ledger, room, others))
         self.serve(now)
 
@@ -972,28 +974,28 @@ class AdmissionControl:
 
     def load(self) -> tuple[int, int]:
         """Sequences and KV tokens that this sidecar has put on the engine, with all workers."""
-        if self.mates is not None:
+        if self.shared_room is not None:
             self._state_load()
-            return self.mates.load()
+            return self.shared_room.load()
         ledger = self.ledger
         return ledger.concurrency_in_use + ledger.surplus_concurrency, ledger.kv_in_use + ledger.surplus_kv
 
-    def _look(self, mates: SharedRoom, now: float) -> None:
+    def _read_shared_room(self, shared_room: SharedRoom, now: float) -> None:
         """See the room that the other workers leave now."""
-        self.room = mates.seen_here(self._engine_room, now)
+        self.room = shared_room.seen_here(self._engine_room, now)
 
     def _state_load(self) -> None:
         """Let the other workers see the load of this one."""
-        if self.mates is not None:
+        if self.shared_room is not None:
             ledger = self.ledger
-            self.mates.use(
+            self.shared_room.use(
                 ledger.concurrency_in_use, ledger.kv_in_use, ledger.surplus_concurrency, ledger.surplus_kv
             )
 
     def share_room(self, now: float) -> int | None:
         """State the request that waits first here. Returns the worker that should ``serve`` now, if any."""
-        mates = self.mates
-        if mates is None:
+        shared_room = self.shared_room
+        if shared_room is None:
             return None
         self._state_load()
         first = self.queue.first_for_engine()
@@ -1001,10 +1003,10 @@ class AdmissionControl:
         if first is not None:
             cost = first.cost
             waiting = Waiting(
-                first.rank, first.deadline, mates.index, float(cost.sequences), float(cost.kv_tokens)
+                first.rank, first.deadline, shared_room.index, float(cost.sequences), float(cost.kv_tokens)
             )
-        mates.wait(waiting, now)
-        return mates.next_to_try(self._engine_room, now)
+        shared_room.wait(waiting, now)
+        return shared_room.next_to_try(self._engine_room, now)
 
 
 def _rank_of_ask(pending: PendingRequest) -> int:

@@ -158,8 +158,8 @@ class Driver:
         control, sync = self.control, self.sync
         if control.has_effects:
             self._perform()
-        if control.mates is not None:
-            self._share_room(control.mates.index)
+        if control.shared_room is not None:
+            self._share_room(control.shared_room.index)
         if sync is not None and sync.is_message_due:
             self._send(self._ports.now())
         if control.quota_waits is not None and control.quota_waits.quotas.is_due:

@@ -54,7 +54,7 @@ def test_two_workers_share_one_table() -> None:
     assert one is not None
     assert one.listen == Addresses((Address("::", 8080), Address("127.0.0.1", 9)))
     assert one.holder == "host-1-ab/0-0"
-    assert one.holder.startswith(one.mates)
+    assert one.holder.startswith(one.holder_prefix)
     assert one.notifier == notifiers[0]
     assert not one.is_again
     assert keep_descriptors(place) == (table, 0, *notifiers)

@@ -372,7 +372,7 @@ def test_a_request_asks_different_replicas_that_are_not_avoided(
 
 
 def test_the_workers_of_one_sidecar_are_no_replicas_for_each_other() -> None:
-    made = Placement("me", mates="pod/")
+    made = Placement("me", own_workers="pod/")
     made.learn([peer("pod/1-77"), peer("other")], 0.0)
 
     assert [each.name for each in made.known] == ["other"]
@@ -383,7 +383,7 @@ def test_the_workers_of_one_sidecar_are_no_replicas_for_each_other() -> None:
 
 
 def test_all_workers_of_another_sidecar_are_one_replica() -> None:
-    made = Placement("pod/0-0", mates="pod/")
+    made = Placement("pod/0-0", own_workers="pod/")
     two = [peer(f"two-1-ab/{index}-0") for index in range(4)]
 
     made.learn([*two, peer("three-1-ab/0-0"), peer("alone-1-ab")], 0.0)

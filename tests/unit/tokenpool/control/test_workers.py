@@ -61,8 +61,8 @@ class Worker:
         self.control = AdmissionControl(
             pod.now, AdmissionQueue(QueueSettings(5.0, 5.0, 5.0)), placement=Placement(f"w{index}")
         )
-        self.control.mates = SharedRoom(pod.cells, index, workers)
-        self.control.mates_at = "unix:/run/peer-"
+        self.control.shared_room = SharedRoom(pod.cells, index, workers)
+        self.control.worker_address = "unix:/run/peer-"
         self.control.is_serving = True
         self.driver = Driver(self.control, self)
         self.control.engine_changed(EngineRoom(slots, 1e6, proven_slots=slots), pod.now)
